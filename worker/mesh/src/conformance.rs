@@ -1,0 +1,1 @@
+//! Laws every mesh must pass.

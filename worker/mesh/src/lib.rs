@@ -1,0 +1,267 @@
+//! The contract between the Llama graph and the chips that run it.
+//!
+//! Programming model: a single controller drives `num_chips` chips. One call is
+//! the same operation on every chip (SPMD); a value is replicated or sharded
+//! along its last axis, and says so in its type. Collectives are explicit. The
+//! semantics are TTNN's, so that a mesh over `ttnn` and the CPU mesh are two
+//! implementations of one trait.
+//!
+//! Must never know: kernels, files, requests. Read [`Mesh`] first.
+
+mod batch;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod dtype;
+mod matrix;
+mod placement;
+
+pub use batch::{SequenceSlice, StepBatch};
+pub use dtype::DType;
+pub use matrix::{DenseMatrix, Matrix};
+pub use placement::{ColumnParallel, Partial, Replicated, RowParallel, Sharded};
+
+/// What goes wrong on a mesh, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// The model does not fit this mesh: choose another.
+    #[error("{0}")]
+    DoesNotFit(String),
+    /// The weights could not be read.
+    #[error("reading {name}: {message}")]
+    Source {
+        /// Tensor name.
+        name: String,
+        /// What happened.
+        message: String,
+    },
+    /// The device failed; the mesh cannot be used any further.
+    #[error("device failed: {0}")]
+    Device(String),
+}
+
+/// Shape of attention over the whole mesh (not per chip).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Channels of a head, even.
+    pub head_dim: usize,
+}
+
+/// Size and format of the paged KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvCacheShape {
+    /// Transformer layers, each with its own K and V.
+    pub num_layers: usize,
+    /// Blocks; a block table's entries are below this.
+    pub num_blocks: usize,
+    /// Positions in a block.
+    pub block_size: usize,
+    /// F32, Bf16 or Bfp8. K and V are rounded once, when written; attention
+    /// always reads them as stored, the current step's own included.
+    pub dtype: DType,
+}
+
+/// What a mesh is, for `Describe` and for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshDescription {
+    /// "CPU", "N150", "N300", "T3K".
+    pub device: String,
+    /// Degree of tensor parallelism.
+    pub num_chips: usize,
+    /// Precision of the logits that `read_logits` returns.
+    pub logits_dtype: DType,
+}
+
+/// `num_chips` chips under one controller.
+///
+/// Activations are `[num_tokens, channels]`; `num_tokens` is the step's. Calls
+/// may be queued by the mesh; [`Mesh::read_logits`] waits. A row's values depend
+/// neither on the other rows of the step nor on how its sequence was cut into
+/// chunks (batch invariance); implementations that cannot promise it bit for
+/// bit say so in their own documentation.
+///
+/// # Panics
+/// Operations panic on shapes that do not fit together: that is a bug in the
+/// graph, never a matter of input.
+pub trait Mesh {
+    /// An activation on the chips.
+    type Tensor;
+    /// A weight matrix, norm gain or embedding table on the chips.
+    type Weight;
+    /// Rotary tables for every position.
+    type Rope;
+    /// Paged keys and values of all layers.
+    type KvCache;
+
+    /// What this mesh is.
+    fn describe(&self) -> MeshDescription;
+
+    // ------------------------------------------------------------ loading
+
+    /// Cuts each part along its output channels, and gives chip `c` the `c`-th
+    /// slice of every part, parts one below another. `[q, k, v]` in one call is
+    /// a fused projection whose chip-local result is `[q_c | k_c | v_c]`.
+    ///
+    /// # Errors
+    /// [`MeshError::DoesNotFit`] when a part's rows do not divide by the chips.
+    fn load_column_parallel(
+        &mut self,
+        parts: &[&dyn Matrix],
+        dtype: DType,
+    ) -> Result<ColumnParallel<Self::Weight>, MeshError>;
+
+    /// Cuts along the input channels.
+    ///
+    /// # Errors
+    /// [`MeshError::DoesNotFit`] when the columns do not divide by the chips.
+    fn load_row_parallel(
+        &mut self,
+        matrix: &dyn Matrix,
+        dtype: DType,
+    ) -> Result<RowParallel<Self::Weight>, MeshError>;
+
+    /// A norm gain `[1, hidden]` (kept in f32) or an embedding table
+    /// `[vocab, hidden]`, whole on every chip.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    fn load_replicated(
+        &mut self,
+        matrix: &dyn Matrix,
+        dtype: DType,
+    ) -> Result<Replicated<Self::Weight>, MeshError>;
+
+    /// Rotary tables: `cos` and `sin` are `[max_positions, head_dim / 2]`, for
+    /// interleaved pairs (channel `2i` and `2i + 1` turn together).
+    ///
+    /// # Errors
+    /// When the tables do not fit the device.
+    fn load_rope(
+        &mut self,
+        cos: &[f32],
+        sin: &[f32],
+        head_dim: usize,
+    ) -> Result<Replicated<Self::Rope>, MeshError>;
+
+    /// Empty paged cache; each chip holds its own KV heads.
+    ///
+    /// # Errors
+    /// [`MeshError::DoesNotFit`] when heads do not divide by the chips or the
+    /// cache is larger than the device's memory.
+    fn new_kv_cache(
+        &mut self,
+        cache: KvCacheShape,
+        attention: AttentionShape,
+    ) -> Result<Self::KvCache, MeshError>;
+
+    // ------------------------------------------------------------ the step
+
+    /// Rows of `table` by token id: `[num_tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn embed(
+        &mut self,
+        table: &Replicated<Self::Weight>,
+        batch: &StepBatch,
+    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+
+    /// `x / sqrt(mean(x²) + eps) · gain`, row by row.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn rms_norm(
+        &mut self,
+        x: &Replicated<Self::Tensor>,
+        gain: &Replicated<Self::Weight>,
+        eps: f32,
+    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+
+    /// `x · Wᵀ` with `W` cut along its output.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn column_linear(
+        &mut self,
+        x: &Replicated<Self::Tensor>,
+        weight: &ColumnParallel<Self::Weight>,
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
+
+    /// Rotates q and k, writes k and v to the cache, and attends causally over
+    /// the cache by block table, scale `head_dim^-1/2`. `qkv` is the fused
+    /// projection `[num_tokens, (heads + 2·kv_heads)·head_dim]`; the result is
+    /// `[num_tokens, heads·head_dim]`.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn attention(
+        &mut self,
+        qkv: Sharded<Self::Tensor>,
+        rope: &Replicated<Self::Rope>,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        batch: &StepBatch,
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
+
+    /// `x · Wᵀ` with `W` cut along its input: each chip's addend.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn row_linear(
+        &mut self,
+        x: &Sharded<Self::Tensor>,
+        weight: &RowParallel<Self::Weight>,
+    ) -> Result<Partial<Self::Tensor>, MeshError>;
+
+    /// `silu(gate) · up` for a fused `[gate | up]` projection.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn silu_mul(
+        &mut self,
+        gate_up: Sharded<Self::Tensor>,
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
+
+    /// Sum over chips in rank order, on every chip.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn all_reduce(
+        &mut self,
+        x: Partial<Self::Tensor>,
+    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+
+    /// `x + y`, the residual.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn add(
+        &mut self,
+        x: Replicated<Self::Tensor>,
+        y: &Replicated<Self::Tensor>,
+    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+
+    /// Only the given rows, in that order: what the LM head needs.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn select_rows(
+        &mut self,
+        x: Replicated<Self::Tensor>,
+        rows: &[usize],
+    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+
+    /// Gathers vocabulary-sharded logits to the host: `[rows, vocab]`,
+    /// row-major, in `out`. Waits for everything queued before.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn read_logits(
+        &mut self,
+        logits: Sharded<Self::Tensor>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), MeshError>;
+}
