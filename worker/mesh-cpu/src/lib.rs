@@ -1,1 +1,210 @@
-//! Placeholder.
+//! The mesh of simulated chips: Llama on the threads of a machine without a
+//! card, and the numerical reference of every other mesh.
+//!
+//! Each chip has its own weight shards, its own slice of every sharded
+//! activation and its own KV heads; collectives really add partial results, in
+//! rank order, so a run repeats bit for bit. A [`mesh::Replicated`] value holds
+//! the same bits on every chip by construction (every chip would compute it
+//! from the same inputs in the same order), so it is computed and stored once.
+//!
+//! The work of all chips goes to one thread pool as one list of jobs: three
+//! chips on two threads cost about as much as one chip.
+//!
+//! Batch invariance is bit for bit: a row's values depend neither on the other
+//! rows of its step, nor on how its sequence was cut into chunks, nor on the
+//! number of threads. The number of chips does change them, within rounding.
+//!
+//! Must never know: models, files, requests, instruction sets. Read [`CpuMesh`]
+//! first, then `ops`.
+#![forbid(unsafe_code)]
+
+mod attention;
+mod buffers;
+mod chip;
+mod collective;
+mod fan_out;
+mod kv_cache;
+mod ops;
+mod tensor;
+mod weights;
+
+use kernels::{Isa, Pool};
+use mesh::{
+    AttentionShape, ColumnParallel, DType, KvCacheShape, Matrix, Mesh, MeshDescription, MeshError,
+    Partial, Replicated, RowParallel, Sharded, StepBatch,
+};
+
+pub use attention::Rope;
+pub use kv_cache::KvCache;
+pub use tensor::Tensor;
+pub use weights::Weight;
+
+use chip::Chips;
+use ops::Compute;
+
+/// Simulated chips over the threads of this machine.
+#[derive(Debug)]
+pub struct CpuMesh {
+    chips: Chips,
+    compute: Compute,
+}
+
+impl CpuMesh {
+    /// `num_chips` chips on `num_threads` threads (the caller's included), with
+    /// the best instruction set of this machine.
+    ///
+    /// # Errors
+    /// [`MeshError::DoesNotFit`] when there are no chips, more than 8, or no
+    /// threads.
+    pub fn new(num_chips: usize, num_threads: usize) -> Result<Self, MeshError> {
+        Self::with_isa(num_chips, num_threads, Isa::detect())
+    }
+
+    /// As [`CpuMesh::new`], with a given instruction set: tests and comparisons.
+    ///
+    /// # Errors
+    /// As [`CpuMesh::new`].
+    ///
+    /// # Panics
+    /// Operations panic when this machine does not have `isa`.
+    pub fn with_isa(num_chips: usize, num_threads: usize, isa: Isa) -> Result<Self, MeshError> {
+        let chips = Chips::new(num_chips)?;
+        if num_threads == 0 {
+            return Err(MeshError::DoesNotFit("num_threads is 0, must be at least 1".into()));
+        }
+        Ok(Self { chips, compute: Compute::new(Pool::new(num_threads), isa) })
+    }
+}
+
+impl Mesh for CpuMesh {
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type Rope = Rope;
+    type KvCache = KvCache;
+
+    fn describe(&self) -> MeshDescription {
+        MeshDescription {
+            device: "CPU".into(),
+            num_chips: self.chips.count(),
+            logits_dtype: DType::F32,
+        }
+    }
+
+    fn load_column_parallel(
+        &mut self,
+        parts: &[&dyn Matrix],
+        dtype: DType,
+    ) -> Result<ColumnParallel<Weight>, MeshError> {
+        weights::column_parallel(self.chips, parts, dtype).map(ColumnParallel)
+    }
+
+    fn load_row_parallel(
+        &mut self,
+        matrix: &dyn Matrix,
+        dtype: DType,
+    ) -> Result<RowParallel<Weight>, MeshError> {
+        weights::row_parallel(self.chips, matrix, dtype).map(RowParallel)
+    }
+
+    fn load_replicated(
+        &mut self,
+        matrix: &dyn Matrix,
+        dtype: DType,
+    ) -> Result<Replicated<Weight>, MeshError> {
+        weights::replicated(matrix, dtype).map(Replicated)
+    }
+
+    fn load_rope(
+        &mut self,
+        cos: &[f32],
+        sin: &[f32],
+        head_dim: usize,
+    ) -> Result<Replicated<Rope>, MeshError> {
+        Rope::new(cos, sin, head_dim).map(Replicated)
+    }
+
+    fn new_kv_cache(
+        &mut self,
+        cache: KvCacheShape,
+        attention: AttentionShape,
+    ) -> Result<KvCache, MeshError> {
+        KvCache::new(self.chips, cache, attention)
+    }
+
+    fn embed(
+        &mut self,
+        table: &Replicated<Weight>,
+        batch: &StepBatch,
+    ) -> Result<Replicated<Tensor>, MeshError> {
+        Ok(Replicated(self.compute.embed(&table.0, &batch.token_ids)))
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &Replicated<Tensor>,
+        gain: &Replicated<Weight>,
+        eps: f32,
+    ) -> Result<Replicated<Tensor>, MeshError> {
+        Ok(Replicated(self.compute.rms_norm(&x.0, &gain.0, eps)))
+    }
+
+    fn column_linear(
+        &mut self,
+        x: &Replicated<Tensor>,
+        weight: &ColumnParallel<Weight>,
+    ) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.linear(&x.0, &weight.0)))
+    }
+
+    fn attention(
+        &mut self,
+        qkv: Sharded<Tensor>,
+        rope: &Replicated<Rope>,
+        cache: &mut KvCache,
+        layer: usize,
+        batch: &StepBatch,
+    ) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.attention(qkv.0, &rope.0, cache.layer_mut(layer), batch)))
+    }
+
+    fn row_linear(
+        &mut self,
+        x: &Sharded<Tensor>,
+        weight: &RowParallel<Weight>,
+    ) -> Result<Partial<Tensor>, MeshError> {
+        Ok(Partial(self.compute.linear(&x.0, &weight.0)))
+    }
+
+    fn silu_mul(&mut self, gate_up: Sharded<Tensor>) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.silu_mul(&gate_up.0)))
+    }
+
+    fn all_reduce(&mut self, x: Partial<Tensor>) -> Result<Replicated<Tensor>, MeshError> {
+        Ok(Replicated(self.compute.all_reduce(x.0)))
+    }
+
+    fn add(
+        &mut self,
+        x: Replicated<Tensor>,
+        y: &Replicated<Tensor>,
+    ) -> Result<Replicated<Tensor>, MeshError> {
+        Ok(Replicated(self.compute.add(x.0, &y.0)))
+    }
+
+    fn select_rows(
+        &mut self,
+        x: Replicated<Tensor>,
+        rows: &[usize],
+    ) -> Result<Replicated<Tensor>, MeshError> {
+        Ok(Replicated(self.compute.select_rows(x.0, rows)))
+    }
+
+    fn read_logits(
+        &mut self,
+        logits: Sharded<Tensor>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), MeshError> {
+        collective::gather_to_host(logits.0, out);
+        Ok(())
+    }
+}

@@ -35,7 +35,7 @@ impl DenseMatrix {
     /// # Panics
     /// When `values` is not whole rows.
     pub fn new(name: impl Into<String>, cols: usize, values: Vec<f32>) -> Self {
-        assert!(cols > 0 && values.len() % cols == 0, "values must be whole rows");
+        assert!(cols > 0 && values.len().is_multiple_of(cols), "values must be whole rows");
         Self { name: name.into(), cols, values }
     }
 }

@@ -1,0 +1,330 @@
+//! Loading: each chip's slice of a matrix, from its source straight into the
+//! kernels' packed form. No whole matrix ever exists in f32.
+
+use std::fmt;
+
+use kernels::{Format, PackedMatrix};
+use mesh::{DType, Matrix, MeshError};
+
+use crate::chip::Chips;
+
+/// Values read at once when a chip needs columns of whole rows: 1 MiB of f32.
+const SLICE_BATCH_VALUES: usize = 256 * 1024;
+
+/// A weight on the chips.
+pub struct Weight(Storage);
+
+enum Storage {
+    /// A norm gain, f32, the same on every chip.
+    Gain(Vec<f32>),
+    /// An embedding table `[vocab, hidden]`, the same on every chip.
+    Table(PackedMatrix),
+    /// One slice per chip, in rank order.
+    Shards(Vec<PackedMatrix>),
+}
+
+impl Weight {
+    /// # Panics
+    /// When this is not a norm gain: a bug in the graph.
+    pub(crate) fn gain(&self) -> &[f32] {
+        match &self.0 {
+            Storage::Gain(gain) => gain,
+            _ => panic!("a norm needs a gain of one row, got {self:?}"),
+        }
+    }
+
+    /// # Panics
+    /// When this is not an embedding table: a bug in the graph.
+    pub(crate) fn table(&self) -> &PackedMatrix {
+        match &self.0 {
+            Storage::Table(table) => table,
+            _ => panic!("an embedding needs a replicated table, got {self:?}"),
+        }
+    }
+
+    /// # Panics
+    /// When this is not a sharded matrix: a bug in the graph.
+    pub(crate) fn shards(&self) -> &[PackedMatrix] {
+        match &self.0 {
+            Storage::Shards(shards) => shards,
+            _ => panic!("a linear layer needs a sharded matrix, got {self:?}"),
+        }
+    }
+
+    /// Memory taken, all chips together.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Storage::Gain(gain) => size_of_val(gain.as_slice()),
+            Storage::Table(table) => table.bytes(),
+            Storage::Shards(shards) => shards.iter().map(PackedMatrix::bytes).sum(),
+        }
+    }
+}
+
+impl fmt::Debug for Weight {
+    /// Shape only: the values are megabytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Storage::Gain(gain) => write!(f, "Gain[{}]", gain.len()),
+            Storage::Table(table) => write!(f, "Table[{}, {}]", table.n(), table.k()),
+            Storage::Shards(shards) => {
+                write!(f, "Shards[{} x [{}, {}]]", shards.len(), shards[0].n(), shards[0].k())
+            }
+        }
+    }
+}
+
+pub(crate) fn format_of(dtype: DType) -> Format {
+    match dtype {
+        DType::F32 => Format::F32,
+        DType::Bf16 => Format::Bf16,
+        DType::Bfp8 => Format::Bfp8,
+        DType::Bfp4 => Format::Bfp4,
+    }
+}
+
+/// See [`mesh::Mesh::load_column_parallel`].
+pub(crate) fn column_parallel(
+    chips: Chips,
+    parts: &[&dyn Matrix],
+    dtype: DType,
+) -> Result<Weight, MeshError> {
+    let first = parts.first().expect("a column-parallel weight has at least one part");
+    let cols = first.cols();
+    let mut shares = Vec::with_capacity(parts.len());
+    for part in parts {
+        if part.cols() != cols {
+            return Err(MeshError::DoesNotFit(format!(
+                "{} has {} input channels, {} has {cols}; fused parts need the same",
+                part.name(),
+                part.cols(),
+                first.name(),
+            )));
+        }
+        shares.push(chips.share(part.name(), "output channels", part.rows())?);
+    }
+    let rows = shares.iter().sum();
+    let shards = chips
+        .ranks()
+        .map(|rank| {
+            let stack: Vec<Slice<'_>> = parts
+                .iter()
+                .zip(&shares)
+                .map(|(&matrix, &rows)| Slice { matrix, first_row: rank * rows, rows })
+                .collect();
+            PackedMatrix::pack(format_of(dtype), rows, cols, &mut |first_row, out| {
+                read_stack(&stack, first_row, out)
+            })
+        })
+        .collect::<Result<_, MeshError>>()?;
+    Ok(Weight(Storage::Shards(shards)))
+}
+
+/// See [`mesh::Mesh::load_row_parallel`].
+pub(crate) fn row_parallel(
+    chips: Chips,
+    matrix: &dyn Matrix,
+    dtype: DType,
+) -> Result<Weight, MeshError> {
+    let share = chips.share(matrix.name(), "input channels", matrix.cols())?;
+    let mut scratch = Vec::new();
+    let shards = chips
+        .ranks()
+        .map(|rank| {
+            let columns = rank * share..(rank + 1) * share;
+            PackedMatrix::pack(format_of(dtype), matrix.rows(), share, &mut |first_row, out| {
+                if chips.count() == 1 {
+                    matrix.read_rows(first_row, out)
+                } else {
+                    read_columns(matrix, columns.clone(), first_row, out, &mut scratch)
+                }
+            })
+        })
+        .collect::<Result<_, MeshError>>()?;
+    Ok(Weight(Storage::Shards(shards)))
+}
+
+/// See [`mesh::Mesh::load_replicated`].
+pub(crate) fn replicated(matrix: &dyn Matrix, dtype: DType) -> Result<Weight, MeshError> {
+    if matrix.rows() == 1 {
+        let mut gain = vec![0.0; matrix.cols()];
+        matrix.read_rows(0, &mut gain)?;
+        return Ok(Weight(Storage::Gain(gain)));
+    }
+    let table = PackedMatrix::pack(
+        format_of(dtype),
+        matrix.rows(),
+        matrix.cols(),
+        &mut |first_row, out| matrix.read_rows(first_row, out),
+    )?;
+    Ok(Weight(Storage::Table(table)))
+}
+
+/// One chip's rows of one part.
+struct Slice<'a> {
+    matrix: &'a dyn Matrix,
+    first_row: usize,
+    rows: usize,
+}
+
+/// Reads whole rows of slices that lie one below another.
+fn read_stack(
+    stack: &[Slice<'_>],
+    first_row: usize,
+    mut out: &mut [f32], // [rows, cols]
+) -> Result<(), MeshError> {
+    let mut skip = first_row;
+    for slice in stack {
+        if skip >= slice.rows {
+            skip -= slice.rows;
+            continue;
+        }
+        let wanted = out.len() / slice.matrix.cols();
+        let here = wanted.min(slice.rows - skip);
+        let (rows, rest) = out.split_at_mut(here * slice.matrix.cols());
+        slice.matrix.read_rows(slice.first_row + skip, rows)?;
+        out = rest;
+        skip = 0;
+        if out.is_empty() {
+            break;
+        }
+    }
+    assert!(out.is_empty(), "the packer asked for rows past the end");
+    Ok(())
+}
+
+/// Reads `columns` of rows by way of whole rows in `scratch`.
+fn read_columns(
+    matrix: &dyn Matrix,
+    columns: std::ops::Range<usize>,
+    first_row: usize,
+    out: &mut [f32], // [rows, columns.len()]
+    scratch: &mut Vec<f32>,
+) -> Result<(), MeshError> {
+    let cols = matrix.cols();
+    let rows_at_once = (SLICE_BATCH_VALUES / cols).max(1);
+    let mut row = first_row;
+    for batch in out.chunks_mut(rows_at_once * columns.len()) {
+        let num_rows = batch.len() / columns.len();
+        scratch.resize(num_rows * cols, 0.0);
+        matrix.read_rows(row, scratch)?;
+        for (to, from) in batch.chunks_exact_mut(columns.len()).zip(scratch.chunks_exact(cols)) {
+            to.copy_from_slice(&from[columns.clone()]);
+        }
+        row += num_rows;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh::DenseMatrix;
+
+    /// `[rows, cols]` whose value names its place: `base + 100·row + col`.
+    fn numbered(name: &str, base: f32, rows: usize, cols: usize) -> DenseMatrix {
+        let values = (0..rows * cols).map(|i| base + (100 * (i / cols) + i % cols) as f32);
+        DenseMatrix::new(name, cols, values.collect())
+    }
+
+    fn rows_of(packed: &PackedMatrix) -> Vec<Vec<f32>> {
+        let mut row = vec![0.0; packed.k()];
+        (0..packed.n())
+            .map(|n| {
+                packed.row(n, &mut row);
+                row.clone()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_chip_gets_its_slice_of_every_part_in_order() {
+        let (a, b) = (numbered("a", 0.0, 4, 3), numbered("b", 5000.0, 2, 3));
+        let chips = Chips::new(2).unwrap();
+        let weight = column_parallel(chips, &[&a, &b], DType::F32).unwrap();
+        let first_cols: Vec<Vec<f32>> = weight
+            .shards()
+            .iter()
+            .map(|shard| rows_of(shard).iter().map(|row| row[0]).collect())
+            .collect();
+        assert_eq!(first_cols, [[0.0, 100.0, 5000.0], [200.0, 300.0, 5100.0]]);
+    }
+
+    #[test]
+    fn reading_may_start_and_stop_inside_any_part() {
+        let (a, b, c) =
+            (numbered("a", 0.0, 3, 2), numbered("b", 1000.0, 4, 2), numbered("c", 2000.0, 5, 2));
+        let stack = [
+            Slice { matrix: &a, first_row: 1, rows: 2 },
+            Slice { matrix: &b, first_row: 0, rows: 3 },
+            Slice { matrix: &c, first_row: 2, rows: 2 },
+        ];
+        let mut whole = vec![0.0; 14];
+        read_stack(&stack, 0, &mut whole).unwrap();
+        assert_eq!(
+            whole.iter().step_by(2).copied().collect::<Vec<_>>(),
+            [100.0, 200.0, 1000.0, 1100.0, 1200.0, 2200.0, 2300.0]
+        );
+        for first in 0..7 {
+            for last in first..=7 {
+                let mut some = vec![0.0; 2 * (last - first)];
+                read_stack(&stack, first, &mut some).unwrap();
+                assert_eq!(some, whole[2 * first..2 * last], "rows {first}..{last}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_parallel_chip_gets_its_columns_of_every_row() {
+        // Wide enough that rows are read in several batches.
+        let cols = SLICE_BATCH_VALUES / 2;
+        let matrix = numbered("w", 0.0, 5, cols);
+        let weight = row_parallel(Chips::new(2).unwrap(), &matrix, DType::F32).unwrap();
+        for (rank, shard) in weight.shards().iter().enumerate() {
+            for (r, row) in rows_of(shard).iter().enumerate() {
+                assert_eq!(row.len(), cols / 2);
+                assert_eq!(row[0], (100 * r + rank * cols / 2) as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_divide_is_refused_by_name() {
+        let chips = Chips::new(2).unwrap();
+        let odd = numbered("model.odd", 0.0, 3, 5);
+        for error in [
+            column_parallel(chips, &[&odd], DType::F32).unwrap_err(),
+            row_parallel(chips, &odd, DType::F32).unwrap_err(),
+        ] {
+            let MeshError::DoesNotFit(message) = error else { panic!("{error:?}") };
+            assert!(message.contains("model.odd") && message.contains("2 chips"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_fails_fails_the_load() {
+        struct Broken;
+        impl Matrix for Broken {
+            fn name(&self) -> &str {
+                "broken"
+            }
+            fn rows(&self) -> usize {
+                4
+            }
+            fn cols(&self) -> usize {
+                4
+            }
+            fn read_rows(&self, _: usize, _: &mut [f32]) -> Result<(), MeshError> {
+                Err(MeshError::Source { name: "broken".into(), message: "gone".into() })
+            }
+        }
+        let chips = Chips::new(2).unwrap();
+        for result in [
+            column_parallel(chips, &[&Broken], DType::F32),
+            row_parallel(chips, &Broken, DType::F32),
+            replicated(&Broken, DType::F32),
+        ] {
+            assert!(matches!(result, Err(MeshError::Source { .. })));
+        }
+    }
+}
