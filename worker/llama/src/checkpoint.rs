@@ -1,0 +1,324 @@
+//! Weights on disk: a GGUF file or a Hugging Face directory, behind one type.
+//!
+//! Opening reads headers only, and checks there and then that every weight of
+//! the model is present in its right shape and that nothing else is, so that
+//! what can be wrong with a file is known before anything is loaded.
+
+mod dequant;
+mod fingerprint;
+mod gguf;
+mod safetensors;
+mod storage;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use mesh::Matrix;
+
+pub use storage::TensorMatrix;
+
+use crate::config::{ConfigError, LlamaConfig};
+use crate::names::WeightName;
+use crate::rope::inverse_frequencies;
+use storage::{RowOrder, TensorStore};
+
+/// Llama 3 scaling in GGUF files: divisors of the rotary frequencies.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// A model's configuration and weights, opened and checked, not yet read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    name: String,
+    format: Format,
+    config: LlamaConfig,
+    store: TensorStore,
+    fingerprint: String,
+}
+
+/// Which names and row order the checkpoint uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Gguf,
+    HuggingFace,
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file cannot be opened or read.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file has become shorter or was written to since it was opened.
+    #[error("{} changed while it was being read", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path is no checkpoint of a known kind.
+    #[error("{} is no checkpoint: {message}", .path.display())]
+    Unrecognised {
+        /// What was opened.
+        path: PathBuf,
+        /// What was looked for.
+        message: String,
+    },
+    /// A directory in Meta's format.
+    #[error(
+        "{} is a checkpoint in Meta's format, which is not supported yet: \
+         use the Hugging Face version of the model, or convert it to safetensors or GGUF",
+        .path.display()
+    )]
+    MetaFormat {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The model's configuration cannot be served.
+    #[error("{}: {source}", .path.display())]
+    Config {
+        /// The file that holds it.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// A file breaks the rules of its format.
+    #[error("{}: {message}", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        message: String,
+    },
+    /// A weight is absent.
+    #[error("tensor {name} is missing, expected with shape {expected:?}")]
+    MissingTensor {
+        /// Name, as the checkpoint would spell it.
+        name: String,
+        /// `[rows, cols]`
+        expected: Vec<usize>,
+    },
+    /// A weight does not have the shape that the configuration says.
+    #[error("tensor {name} has shape {found:?}, expected {expected:?}")]
+    WrongShape {
+        /// Name in the checkpoint.
+        name: String,
+        /// Shape in the checkpoint, rows first.
+        found: Vec<u64>,
+        /// `[rows, cols]`
+        expected: Vec<usize>,
+    },
+    /// A weight's bytes do not make up its shape, or its values make no sense.
+    #[error("tensor {name}: {message}")]
+    WrongData {
+        /// Name in the checkpoint.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A tensor that a dense Llama does not have, such as a bias: to ignore it
+    /// would give wrong answers.
+    #[error("tensor {name} is not part of a dense Llama model")]
+    UnexpectedTensor {
+        /// Name in the checkpoint.
+        name: String,
+    },
+    /// Values in a format that is not read.
+    #[error("tensor {name} has type {found}, safetensors are read as F32, F16 or BF16")]
+    UnsupportedType {
+        /// Name in the checkpoint.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+}
+
+impl CheckpointError {
+    fn malformed(path: &Path, message: impl Into<String>) -> Self {
+        Self::Malformed { path: path.to_owned(), message: message.into() }
+    }
+
+    fn unrecognised(path: &Path, message: &str) -> Self {
+        Self::Unrecognised { path: path.to_owned(), message: message.to_owned() }
+    }
+}
+
+impl Checkpoint {
+    /// Opens a `.gguf` file, or a Hugging Face directory with `config.json` and
+    /// `model.safetensors` or `model.safetensors.index.json` and its shards.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file or tensor and what was expected.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let metadata = std::fs::metadata(path)
+            .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+        let (format, config, name, store) = if metadata.is_dir() {
+            check_directory(path)?;
+            let (config, store) = safetensors::open(path)?;
+            (Format::HuggingFace, config, None, store)
+        } else {
+            check_magic(path)?;
+            let opened = gguf::open(path)?;
+            (Format::Gguf, opened.config, opened.name, opened.store)
+        };
+        let fingerprint = fingerprint::compute(&config, &store)?;
+        let name = name.unwrap_or_else(|| name_of(path));
+        let checkpoint = Self { name, format, config, store, fingerprint };
+        checkpoint.verify_complete()?;
+        Ok(checkpoint)
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// The model's own name (GGUF), or that of its directory or file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Always `llama`, as yet.
+    pub fn architecture(&self) -> &'static str {
+        "llama"
+    }
+
+    /// 32 hexadecimal digits that change when the weights do, stable across
+    /// builds and machines. They cover the configuration, every tensor's name,
+    /// format and shape, and eight samples of 4 KiB of each tensor's content;
+    /// the same model in another format has another fingerprint.
+    pub fn weight_fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// A weight, decoded as it is read; rows of q and k in interleaved order.
+    /// A tied LM head is the embedding table.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`] for a layer that the model has not.
+    pub fn matrix(&self, name: WeightName) -> Result<TensorMatrix<'_>, CheckpointError> {
+        let stored = match name {
+            WeightName::LmHead if self.config.tie_word_embeddings => WeightName::EmbedTokens,
+            name => name,
+        };
+        let order = match self.format {
+            Format::HuggingFace if name.is_rotated() => {
+                RowOrder::HalfSplit { head_dim: self.config.head_dim }
+            }
+            _ => RowOrder::AsStored,
+        };
+        TensorMatrix::new(&self.store, self.spell(stored), name.shape(&self.config), order)
+    }
+
+    /// The rotary frequencies `[head_dim / 2]`, in radians a position, with
+    /// Llama 3 scaling, from whichever place this format has for it.
+    ///
+    /// # Errors
+    /// When a GGUF file's divisors cannot be read or are not positive.
+    pub fn inverse_frequencies(&self) -> Result<Vec<f32>, CheckpointError> {
+        let mut frequencies = inverse_frequencies(&self.config);
+        if self.format == Format::HuggingFace || !self.store.tensors.contains_key(ROPE_FREQS) {
+            return Ok(frequencies);
+        }
+        let name = ROPE_FREQS.to_owned();
+        let shape = [1, frequencies.len()];
+        let matrix = TensorMatrix::new(&self.store, name, shape, RowOrder::AsStored)?;
+        let mut divisors = vec![0.0; frequencies.len()];
+        matrix.read_rows(0, &mut divisors).map_err(|error| CheckpointError::WrongData {
+            name: ROPE_FREQS.to_owned(),
+            message: error.to_string(),
+        })?;
+        for (frequency, divisor) in frequencies.iter_mut().zip(divisors) {
+            if !(divisor > 0.0 && divisor.is_finite()) {
+                let message = format!("divisor is {divisor}, must be positive");
+                return Err(CheckpointError::WrongData { name: ROPE_FREQS.to_owned(), message });
+            }
+            *frequency /= divisor;
+        }
+        Ok(frequencies)
+    }
+
+    /// Checks that no file has changed since it was opened.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Changed`].
+    pub fn verify_unchanged(&self) -> Result<(), CheckpointError> {
+        self.store.files.iter().try_for_each(storage::WeightFile::verify_unchanged)
+    }
+
+    fn spell(&self, name: WeightName) -> String {
+        match self.format {
+            Format::Gguf => name.gguf(),
+            Format::HuggingFace => name.to_string(),
+        }
+    }
+
+    /// Every weight is there in its shape, and no tensor but those.
+    fn verify_complete(&self) -> Result<(), CheckpointError> {
+        let mut expected = std::collections::BTreeSet::new();
+        for name in WeightName::stored(&self.config) {
+            self.matrix(name)?;
+            expected.insert(self.spell(name));
+        }
+        self.inverse_frequencies()?;
+        for name in self.store.tensors.keys() {
+            let harmless = name == ROPE_FREQS
+                // Derived from the configuration; old converters wrote them.
+                || name.ends_with(".rotary_emb.inv_freq")
+                // A second copy of a tied table.
+                || name == "lm_head.weight";
+            if !harmless && !expected.contains(name) {
+                return Err(CheckpointError::UnexpectedTensor { name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    // `.` and `..` have no name of their own before they are resolved.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "llama".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Tells a Hugging Face directory from others, before anything is parsed.
+fn check_directory(path: &Path) -> Result<(), CheckpointError> {
+    if path.join("config.json").is_file() {
+        return Ok(());
+    }
+    if ["params.json", "consolidated.00.pth", "consolidated.pth"]
+        .iter()
+        .any(|file| path.join(file).is_file())
+    {
+        return Err(CheckpointError::MetaFormat { path: path.to_owned() });
+    }
+    let message = "the directory has no config.json; for a GGUF model, name the file itself";
+    Err(CheckpointError::unrecognised(path, message))
+}
+
+fn check_magic(path: &Path) -> Result<(), CheckpointError> {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).or_else(
+        |error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Ok(()),
+            _ => Err(CheckpointError::Io { path: path.to_owned(), source: error }),
+        },
+    )?;
+    if magic == ::gguf::MAGIC {
+        return Ok(());
+    }
+    let message = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors") => "name the directory that it is in, with its config.json",
+        Some("pth" | "bin" | "pt") => "pickled weights are not read; use safetensors or GGUF",
+        _ => "not a GGUF file, nor a Hugging Face directory",
+    };
+    Err(CheckpointError::unrecognised(path, message))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,2 @@
+
+//! Tests of Hugging Face directories.

@@ -1,0 +1,285 @@
+//! Weight files and the tensors in them, read row by row.
+//!
+//! A file is mapped only while its header is parsed. Values are read by
+//! position afterwards: a file that shrinks under us is then an error, where a
+//! mapping would kill the process.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memmap2::Mmap;
+use mesh::{Matrix, MeshError};
+
+use super::CheckpointError;
+use super::dequant::Encoding;
+
+/// Encoded bytes that are read at once; a longer row is read whole.
+const READ_BYTES: usize = 1 << 18;
+
+/// A file of a checkpoint.
+#[derive(Debug)]
+pub(super) struct WeightFile {
+    path: PathBuf,
+    file: File,
+    num_bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StoredTensor {
+    /// Index of the file.
+    pub(super) file: usize,
+    /// First byte in the file.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) num_bytes: u64,
+    /// Format of the values.
+    pub(super) encoding: Encoding,
+    /// Outermost first: `[rows, cols]`, or `[cols]` for a norm gain.
+    pub(super) shape: Vec<u64>,
+}
+
+/// All tensors of a checkpoint, by the name that it gives them.
+#[derive(Debug, Default)]
+pub(super) struct TensorStore {
+    pub(super) files: Vec<WeightFile>,
+    pub(super) tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl WeightFile {
+    /// Opens `path` and notes its size and time.
+    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(CheckpointError::malformed(path, "not a regular file"));
+        }
+        let (num_bytes, modified) = identity(&metadata);
+        Ok(Self { path: path.to_owned(), file, num_bytes, modified })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn num_bytes(&self) -> u64 {
+        self.num_bytes
+    }
+
+    /// Maps the file, to parse its header.
+    #[expect(unsafe_code, reason = "mapping a file is unsafe whatever the care taken")]
+    pub(super) fn map(&self) -> Result<Mmap, CheckpointError> {
+        // SAFETY: the mapping is private, read-only, and dropped when the
+        // header has been parsed. Someone who truncates the file in those
+        // milliseconds stops the process by SIGBUS, which is not undefined
+        // behaviour; someone who writes to it changes bytes that the parser
+        // checks as it reads them, each once.
+        unsafe { Mmap::map(&self.file) }
+            .map_err(|source| CheckpointError::Io { path: self.path.clone(), source })
+    }
+
+    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), CheckpointError> {
+        self.file.read_exact_at(out, offset).map_err(|source| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                CheckpointError::Changed { path: self.path.clone() }
+            }
+            _ => CheckpointError::Io { path: self.path.clone(), source },
+        })
+    }
+
+    /// Checks that neither size nor time has moved since the file was opened.
+    pub(super) fn verify_unchanged(&self) -> Result<(), CheckpointError> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|source| CheckpointError::Io { path: self.path.clone(), source })?;
+        if identity(&metadata) == (self.num_bytes, self.modified) {
+            Ok(())
+        } else {
+            Err(CheckpointError::Changed { path: self.path.clone() })
+        }
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, Option<SystemTime>) {
+    (metadata.len(), metadata.modified().ok())
+}
+
+/// Order of a matrix's rows in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// As they are wanted.
+    AsStored,
+    /// Heads of this many rows, whose first half holds the first channel of
+    /// every rotated pair, and the second half the second.
+    HalfSplit { head_dim: usize },
+}
+
+impl RowOrder {
+    /// Where row `row` is stored.
+    pub(super) fn stored_row(self, row: usize) -> usize {
+        match self {
+            Self::AsStored => row,
+            Self::HalfSplit { head_dim } => {
+                let (head, channel) = (row / head_dim, row % head_dim);
+                head * head_dim + channel / 2 + channel % 2 * (head_dim / 2)
+            }
+        }
+    }
+}
+
+/// A weight of a checkpoint, decoded while it is read. Rows of q and k come in
+/// interleaved order, whatever the file's.
+#[derive(Debug)]
+pub struct TensorMatrix<'a> {
+    name: String,
+    file: &'a WeightFile,
+    tensor: &'a StoredTensor,
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+    order: RowOrder,
+}
+
+impl<'a> TensorMatrix<'a> {
+    /// The tensor `name` as `[rows, cols]`.
+    pub(super) fn new(
+        store: &'a TensorStore,
+        name: String,
+        [rows, cols]: [usize; 2],
+        order: RowOrder,
+    ) -> Result<Self, CheckpointError> {
+        let Some(tensor) = store.tensors.get(&name) else {
+            return Err(CheckpointError::MissingTensor { name, expected: vec![rows, cols] });
+        };
+        let stored: &[u64] = &tensor.shape;
+        let fits = match *stored {
+            [c] => rows == 1 && c == cols as u64,
+            [r, c] => r == rows as u64 && c == cols as u64,
+            _ => false,
+        };
+        if !fits {
+            let (found, expected) = (stored.to_vec(), vec![rows, cols]);
+            return Err(CheckpointError::WrongShape { name, found, expected });
+        }
+        let row_bytes = tensor.encoding.row_bytes(cols).ok_or_else(|| {
+            let message =
+                format!("rows of {cols} values are not whole blocks of {}", tensor.encoding);
+            CheckpointError::WrongData { name: name.clone(), message }
+        })?;
+        if Some(tensor.num_bytes) != (row_bytes as u64).checked_mul(rows as u64) {
+            let message = format!(
+                "{} bytes for [{rows}, {cols}] values of {}",
+                tensor.num_bytes, tensor.encoding
+            );
+            return Err(CheckpointError::WrongData { name, message });
+        }
+        let file = &store.files[tensor.file];
+        Ok(Self { name, file, tensor, rows, cols, row_bytes, order })
+    }
+
+    /// Bytes that the tensor takes in the file.
+    pub fn source_bytes(&self) -> u64 {
+        self.tensor.num_bytes
+    }
+
+    /// Reads and decodes rows that lie next to each other in the file.
+    fn read_stored(
+        &self,
+        first: usize,
+        out: &mut [f32],
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        let num_bytes = out.len() / self.cols * self.row_bytes;
+        scratch.resize(num_bytes, 0);
+        self.file.read_at(self.tensor.offset + (first * self.row_bytes) as u64, scratch)?;
+        self.tensor.encoding.decode(scratch, out);
+        Ok(())
+    }
+}
+
+thread_local! {
+    /// Encoded bytes on their way; kept, since a load reads many pieces.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Matrix for TensorMatrix<'_> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) -> Result<(), MeshError> {
+        let num_rows = out.len() / self.cols;
+        assert!(
+            out.len().is_multiple_of(self.cols) && first_row + num_rows <= self.rows,
+            "{} values from row {first_row} of {} [{}, {}]",
+            out.len(),
+            self.name,
+            self.rows,
+            self.cols
+        );
+        let rows_at_once = match self.order {
+            RowOrder::AsStored => (READ_BYTES / self.row_bytes).max(1),
+            RowOrder::HalfSplit { .. } => 1,
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut row = first_row;
+            for piece in out.chunks_mut(rows_at_once * self.cols) {
+                self.read_stored(self.order.stored_row(row), piece, scratch).map_err(|error| {
+                    MeshError::Source { name: self.name.clone(), message: error.to_string() }
+                })?;
+                row += rows_at_once;
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pairs_of_a_half_split_head_come_next_to_each_other() {
+        let order = RowOrder::HalfSplit { head_dim: 4 };
+        let stored: Vec<_> = (0..8).map(|row| order.stored_row(row)).collect();
+        assert_eq!(stored, [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert_eq!(RowOrder::AsStored.stored_row(5), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn half_split_order_permutes_the_rows_of_each_head(
+            half in 1_usize..65, num_heads in 1_usize..9,
+        ) {
+            let head_dim = 2 * half;
+            let order = RowOrder::HalfSplit { head_dim };
+            let mut seen = vec![false; num_heads * head_dim];
+            for row in 0..num_heads * head_dim {
+                let stored = order.stored_row(row);
+                prop_assert_eq!(stored / head_dim, row / head_dim);
+                prop_assert!(!std::mem::replace(&mut seen[stored], true));
+                // Partners of a rotation are half a head apart in the file.
+                if row % 2 == 0 {
+                    prop_assert_eq!(order.stored_row(row + 1), stored + half);
+                }
+            }
+        }
+    }
+}

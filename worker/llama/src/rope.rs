@@ -1,0 +1,114 @@
+//! Rotary position tables, computed in single precision as Meta's code does.
+//!
+//! Doing better than f32 would be doing otherwise: at position 100,000 the
+//! angle itself carries an f32 rounding error of 2⁻⁸, which the model was
+//! trained with.
+
+use crate::config::{LlamaConfig, RopeScaling};
+
+/// Cosines and sines for every position.
+#[derive(Debug, Clone)]
+pub struct RopeTables {
+    /// `[max_positions, head_dim / 2]`
+    pub cos: Vec<f32>,
+    /// `[max_positions, head_dim / 2]`
+    pub sin: Vec<f32>,
+}
+
+/// One frequency, in radians a position, per pair of channels:
+/// `[head_dim / 2]`, Llama 3 scaling applied.
+pub fn inverse_frequencies(config: &LlamaConfig) -> Vec<f32> {
+    let head_dim = config.head_dim as f32;
+    (0..config.head_dim / 2)
+        .map(|pair| {
+            let exponent = (2 * pair) as f32 / head_dim;
+            // The power in f64, rounded once: within an ulp of any libm's powf,
+            // and the same on every machine.
+            let power = f64::from(config.rope_theta).powf(f64::from(exponent)) as f32;
+            scale(1.0 / power, config.rope_scaling.as_ref())
+        })
+        .collect()
+}
+
+/// `apply_scaling` of Meta's model code.
+fn scale(frequency: f32, scaling: Option<&RopeScaling>) -> f32 {
+    let Some(scaling) = scaling else { return frequency };
+    let original = scaling.original_max_position_embeddings as f32;
+    let wavelength = 2.0 * std::f32::consts::PI / frequency;
+    if wavelength < original / scaling.high_freq_factor {
+        frequency
+    } else if wavelength > original / scaling.low_freq_factor {
+        frequency / scaling.factor
+    } else {
+        let smooth = (original / wavelength - scaling.low_freq_factor)
+            / (scaling.high_freq_factor - scaling.low_freq_factor);
+        (1.0 - smooth) * frequency / scaling.factor + smooth * frequency
+    }
+}
+
+impl RopeTables {
+    /// Tables of `frequencies.len()` pairs for positions `0..max_positions`.
+    pub fn new(frequencies: &[f32], max_positions: usize) -> Self {
+        let mut cos = Vec::with_capacity(max_positions * frequencies.len());
+        let mut sin = Vec::with_capacity(max_positions * frequencies.len());
+        for position in 0..max_positions {
+            for &frequency in frequencies {
+                // The angle rounds to f32; its cosine does only at the end.
+                let angle = f64::from(position as f32 * frequency);
+                cos.push(angle.cos() as f32);
+                sin.push(angle.sin() as f32);
+            }
+        }
+        Self { cos, sin }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Llama3Size;
+    use crate::config::tests::{llama3, smollm2};
+
+    #[test]
+    fn scaled_frequencies_match_the_published_vectors() {
+        let f8 = [
+            (0, 1.0),
+            (1, 0.814_617_2),
+            (28, 0.003_211_446),
+            (29, 0.002_166_570_8),
+            (30, 0.001_371_893_6),
+            (35, 9.556_212e-5),
+            (63, 3.068_926e-7),
+        ];
+        let f32_ =
+            [(29, 0.002_118_407), (30, 0.001_290_547_9), (35, 2.389_053_1e-5), (63, 7.672_315e-8)];
+        let f32_half = [(1, 0.663_601_24), (28, 3.222_932_9e-7), (30, 1.419_272e-7)];
+        let cases: [(Llama3Size, &[(usize, f32)]); 3] =
+            [(Llama3Size::B8, &f8), (Llama3Size::B3, &f32_), (Llama3Size::B1, &f32_half)];
+        for (size, vectors) in cases {
+            let frequencies = inverse_frequencies(&llama3(size));
+            for &(pair, expected) in vectors {
+                let relative = (frequencies[pair] - expected).abs() / expected;
+                assert!(relative < 1e-6, "{size:?} pair {pair}: {} {expected}", frequencies[pair]);
+            }
+        }
+    }
+
+    #[test]
+    fn unscaled_frequencies_fall_from_one_to_nearly_the_inverse_base() {
+        let frequencies = inverse_frequencies(&smollm2());
+        assert_eq!((frequencies.len(), frequencies[0]), (32, 1.0));
+        assert!(frequencies.is_sorted_by(|a, b| a > b));
+        let last = 100_000_f64.powf(-62.0 / 64.0) as f32;
+        assert!((frequencies[31] - last).abs() / last < 1e-6);
+    }
+
+    #[test]
+    fn tables_hold_one_rotation_per_position_and_pair() {
+        let tables = RopeTables::new(&[1.0, 0.5], 3);
+        assert_eq!(tables.cos.len(), 6);
+        assert_eq!((tables.cos[0], tables.sin[0]), (1.0, 0.0));
+        assert_eq!(tables.cos[5], 1_f32.cos());
+        assert_eq!(tables.sin[4], 2_f32.sin());
+    }
+}

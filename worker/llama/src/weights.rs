@@ -1,0 +1,126 @@
+//! From a checkpoint, by name, to a model on a mesh.
+
+use mesh::{DType, Matrix, Mesh, MeshError, Replicated};
+
+use crate::block::Block;
+use crate::checkpoint::{Checkpoint, TensorMatrix};
+use crate::model::Llama;
+use crate::names::{LayerWeight, WeightName};
+use crate::policy::DTypePolicy;
+use crate::rope::RopeTables;
+use crate::runner::LoadError;
+
+/// How far a load has come, in bytes of the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Read and handed to the mesh.
+    pub done_bytes: u64,
+    /// Everything that the model needs; a tied embedding counts twice.
+    pub total_bytes: u64,
+}
+
+/// Loads weights one by one and tells how far it is.
+pub(crate) struct WeightLoader<'a, M: Mesh> {
+    pub(crate) mesh: &'a mut M,
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) policy: &'a DTypePolicy,
+    pub(crate) progress: &'a mut dyn FnMut(LoadProgress),
+    done_bytes: u64,
+    total_bytes: u64,
+}
+
+impl<'a, M: Mesh> WeightLoader<'a, M> {
+    pub(crate) fn new(
+        mesh: &'a mut M,
+        checkpoint: &'a Checkpoint,
+        policy: &'a DTypePolicy,
+        progress: &'a mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, LoadError> {
+        let config = checkpoint.config();
+        let mut names = WeightName::stored(config);
+        if config.tie_word_embeddings {
+            names.push(WeightName::LmHead);
+        }
+        let mut total_bytes = 0;
+        for name in names {
+            total_bytes += checkpoint.matrix(name)?.source_bytes();
+        }
+        Ok(Self { mesh, checkpoint, policy, progress, done_bytes: 0, total_bytes })
+    }
+
+    /// Everything, in the order of use.
+    pub(crate) fn load_model(mut self, max_model_len: usize) -> Result<Llama<M>, LoadError> {
+        let checkpoint = self.checkpoint;
+        let config = checkpoint.config();
+        self.advance(0);
+        let tables = RopeTables::new(&checkpoint.inverse_frequencies()?, max_model_len);
+        let rope = self.mesh.load_rope(&tables.cos, &tables.sin, config.head_dim)?;
+        drop(tables);
+        let embedding = self.policy.embedding;
+        let embed_tokens = self
+            .one(WeightName::EmbedTokens, |mesh, matrix| mesh.load_replicated(matrix, embedding))?;
+        let blocks =
+            (0..config.num_hidden_layers).map(|n| self.block(n)).collect::<Result<Vec<_>, _>>()?;
+        let norm = self.norm(WeightName::Norm)?;
+        let dtype = self.policy.lm_head;
+        let lm_head = self
+            .one(WeightName::LmHead, |mesh, matrix| mesh.load_column_parallel(&[matrix], dtype))?;
+        checkpoint.verify_unchanged()?;
+        Ok(Llama { embed_tokens, rope, blocks, norm, lm_head, rms_norm_eps: config.rms_norm_eps })
+    }
+
+    fn block(&mut self, layer: usize) -> Result<Block<M>, LoadError> {
+        use LayerWeight as W;
+        let name = |weight| WeightName::Layer(layer, weight);
+        let DTypePolicy { attention, w1_w3, w2, .. } = *self.policy;
+        Ok(Block {
+            layer,
+            input_layernorm: self.norm(name(W::InputLayernorm))?,
+            qkv_proj: self
+                .together([W::QProj, W::KProj, W::VProj].map(name), |mesh, [q, k, v]| {
+                    mesh.load_column_parallel(&[q, k, v], attention)
+                })?,
+            o_proj: self.one(name(W::OProj), |mesh, o| mesh.load_row_parallel(o, attention))?,
+            post_attention_layernorm: self.norm(name(W::PostAttentionLayernorm))?,
+            gate_up_proj: self
+                .together([W::GateProj, W::UpProj].map(name), |mesh, [gate, up]| {
+                    mesh.load_column_parallel(&[gate, up], w1_w3)
+                })?,
+            down_proj: self
+                .one(name(W::DownProj), |mesh, down| mesh.load_row_parallel(down, w2))?,
+        })
+    }
+
+    fn norm(&mut self, name: WeightName) -> Result<Replicated<M::Weight>, LoadError> {
+        self.one(name, |mesh, gain| mesh.load_replicated(gain, DType::F32))
+    }
+
+    fn one<W>(
+        &mut self,
+        name: WeightName,
+        upload: impl FnOnce(&mut M, &dyn Matrix) -> Result<W, MeshError>,
+    ) -> Result<W, LoadError> {
+        self.together([name], |mesh, [matrix]| upload(mesh, matrix))
+    }
+
+    /// Opens the named matrices, uploads them together, and reports progress.
+    fn together<W, const N: usize>(
+        &mut self,
+        names: [WeightName; N],
+        upload: impl FnOnce(&mut M, [&dyn Matrix; N]) -> Result<W, MeshError>,
+    ) -> Result<W, LoadError> {
+        let mut matrices = Vec::with_capacity(N);
+        for name in names {
+            matrices.push(self.checkpoint.matrix(name)?);
+        }
+        let weight = upload(self.mesh, std::array::from_fn(|i| &matrices[i] as &dyn Matrix))?;
+        self.advance(matrices.iter().map(TensorMatrix::source_bytes).sum());
+        Ok(weight)
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.done_bytes += bytes;
+        let (done_bytes, total_bytes) = (self.done_bytes, self.total_bytes);
+        (self.progress)(LoadProgress { done_bytes, total_bytes });
+    }
+}
