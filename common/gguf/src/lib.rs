@@ -58,22 +58,22 @@ impl<'a> Gguf<'a> {
     /// [`GgufError`] says what is wrong, where, and what the limit is.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, GgufError> {
         let mut reader = Reader::new(bytes);
-        let magic = reader.array::<4>("the magic number")?;
-        if magic != MAGIC {
-            return Err(GgufError::NotGguf { found: magic });
-        }
-        let version = reader.u32("the version")?;
-        match version {
-            2 | 3 => {}
-            _ if matches!(version.swap_bytes(), 1..=3) => return Err(GgufError::BigEndian),
-            _ => return Err(GgufError::Version { found: version }),
-        }
-        let num_tensors = reader.u64("the number of tensors")?;
-        let num_entries = reader.u64("the number of metadata entries")?;
+        let Header { version, num_tensors, num_entries } = Header::read(&mut reader)?;
         let metadata = Metadata::read(&mut reader, num_entries)?;
         let alignment = alignment(&metadata)?;
         let tensors = Tensors::read(&mut reader, num_tensors, alignment)?;
         Ok(Self { version, metadata, tensors })
+    }
+
+    /// Reads only the metadata, for which the beginning of a file is enough: how
+    /// much of it is known by trying, and [`GgufError::Truncated`] asks for more.
+    ///
+    /// # Errors
+    /// [`GgufError`] says what is wrong, where, and what the limit is.
+    pub fn parse_metadata(bytes: &'a [u8]) -> Result<Metadata<'a>, GgufError> {
+        let mut reader = Reader::new(bytes);
+        let header = Header::read(&mut reader)?;
+        Metadata::read(&mut reader, header.num_entries)
     }
 
     /// The version of the container: 2 or 3.
@@ -88,8 +88,7 @@ impl<'a> Gguf<'a> {
         &self.metadata
     }
 
-    /// The metadata entries whose key starts with `prefix`, in the order of the
-    /// file: what a fingerprint of that part of the metadata is computed over.
+    /// [`Metadata::entries_with_prefix`] of this file's metadata.
     #[must_use]
     pub fn metadata_bytes_with_prefix(&self, prefix: &str) -> Vec<RawEntry<'a>> {
         self.metadata.entries_with_prefix(prefix)
@@ -127,6 +126,31 @@ impl<'a> Gguf<'a> {
     /// [`GgufError::UnsupportedTensorType`] if its type is not one this build reads.
     pub fn optional_tensor(&self, name: &str) -> Result<Option<TensorInfo<'a>>, GgufError> {
         self.tensors.get(name)
+    }
+}
+
+/// What every file starts with.
+struct Header {
+    version: u32,
+    num_tensors: u64,
+    num_entries: u64,
+}
+
+impl Header {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, GgufError> {
+        let magic = reader.array::<4>("the magic number")?;
+        if magic != MAGIC {
+            return Err(GgufError::NotGguf { found: magic });
+        }
+        let version = reader.u32("the version")?;
+        match version {
+            2 | 3 => {}
+            _ if matches!(version.swap_bytes(), 1..=3) => return Err(GgufError::BigEndian),
+            _ => return Err(GgufError::Version { found: version }),
+        }
+        let num_tensors = reader.u64("the number of tensors")?;
+        let num_entries = reader.u64("the number of metadata entries")?;
+        Ok(Self { version, num_tensors, num_entries })
     }
 }
 

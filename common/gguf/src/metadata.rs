@@ -140,8 +140,10 @@ impl<'a> Metadata<'a> {
         self.find(key).is_some()
     }
 
-    /// The entries whose key starts with `prefix`, in the order of the file.
-    pub(crate) fn entries_with_prefix(&self, prefix: &str) -> Vec<RawEntry<'a>> {
+    /// The entries whose key starts with `prefix`, in the order of the file:
+    /// what a fingerprint of that part of the metadata is computed over.
+    #[must_use]
+    pub fn entries_with_prefix(&self, prefix: &str) -> Vec<RawEntry<'a>> {
         let from = self.by_key.partition_point(|&at| key_at(self.file, at) < prefix);
         let mut starts: Vec<usize> = self.by_key[from..]
             .iter()

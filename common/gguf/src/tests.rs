@@ -113,6 +113,17 @@ fn values_come_back_as_they_were_written() {
 }
 
 #[test]
+fn metadata_is_read_from_the_beginning_of_a_file_or_asks_for_more() {
+    let file = sample().finish();
+    let enough = file.len() - sample().data.len();
+    assert_eq!(Gguf::parse_metadata(&file[..enough]).unwrap().len(), 9);
+    for len in 0..24 + sample().entries.len() {
+        let error = Gguf::parse_metadata(&file[..len]).unwrap_err();
+        assert!(matches!(error, GgufError::Truncated { .. }), "{len}: {error}");
+    }
+}
+
+#[test]
 fn tensors_come_back_with_their_own_bytes() {
     let file = sample().finish();
     let gguf = Gguf::parse(&file).unwrap();
