@@ -8,9 +8,6 @@ use mesh::{DType, Matrix, MeshError};
 
 use crate::chip::Chips;
 
-/// Values read at once when a chip needs columns of whole rows: 1 MiB of f32.
-const SLICE_BATCH_VALUES: usize = 256 * 1024;
-
 /// A weight on the chips.
 pub struct Weight(Storage);
 
@@ -193,7 +190,8 @@ fn read_stack(
     Ok(())
 }
 
-/// Reads `columns` of rows by way of whole rows in `scratch`.
+/// Reads `columns` of rows by way of whole rows in `scratch`: the packer asks
+/// for few rows at a time, so that stays small.
 fn read_columns(
     matrix: &dyn Matrix,
     columns: std::ops::Range<usize>,
@@ -201,17 +199,12 @@ fn read_columns(
     out: &mut [f32], // [rows, columns.len()]
     scratch: &mut Vec<f32>,
 ) -> Result<(), MeshError> {
-    let cols = matrix.cols();
-    let rows_at_once = (SLICE_BATCH_VALUES / cols).max(1);
-    let mut row = first_row;
-    for batch in out.chunks_mut(rows_at_once * columns.len()) {
-        let num_rows = batch.len() / columns.len();
-        scratch.resize(num_rows * cols, 0.0);
-        matrix.read_rows(row, scratch)?;
-        for (to, from) in batch.chunks_exact_mut(columns.len()).zip(scratch.chunks_exact(cols)) {
-            to.copy_from_slice(&from[columns.clone()]);
-        }
-        row += num_rows;
+    let num_rows = out.len() / columns.len();
+    scratch.resize(num_rows * matrix.cols(), 0.0);
+    matrix.read_rows(first_row, scratch)?;
+    let rows = scratch.chunks_exact(matrix.cols());
+    for (to, from) in out.chunks_exact_mut(columns.len()).zip(rows) {
+        to.copy_from_slice(&from[columns.clone()]);
     }
     Ok(())
 }
@@ -276,14 +269,14 @@ mod tests {
 
     #[test]
     fn a_row_parallel_chip_gets_its_columns_of_every_row() {
-        // Wide enough that rows are read in several batches.
-        let cols = SLICE_BATCH_VALUES / 2;
-        let matrix = numbered("w", 0.0, 5, cols);
+        let cols = 24;
+        let matrix = numbered("w", 0.0, 40, cols);
         let weight = row_parallel(Chips::new(2).unwrap(), &matrix, DType::F32).unwrap();
         for (rank, shard) in weight.shards().iter().enumerate() {
             for (r, row) in rows_of(shard).iter().enumerate() {
                 assert_eq!(row.len(), cols / 2);
-                assert_eq!(row[0], (100 * r + rank * cols / 2) as f32);
+                let first = (100 * r + rank * cols / 2) as f32;
+                assert_eq!((row[0], row[cols / 2 - 1]), (first, first + (cols / 2 - 1) as f32));
             }
         }
     }

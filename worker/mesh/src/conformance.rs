@@ -6,9 +6,10 @@
 //! expected. All sizes are multiples of the 32 × 32 tile of Tenstorrent chips.
 
 mod attention;
+mod attention_rig;
 mod linear;
 mod network;
-mod probe;
+pub mod probe;
 mod reference;
 mod refusals;
 mod rows;
@@ -19,11 +20,13 @@ pub use attention::{
     attention_matches_the_reference, chunked_prefill_equals_whole, layers_do_not_touch_each_other,
     sequences_do_not_see_each_other, shared_prefix_blocks_are_read,
 };
+pub use attention_rig::{AttentionRig, Piece};
 pub use linear::{
     column_linear_is_a_matmul, fused_parts_lie_in_order_on_each_chip,
     row_linear_sums_over_the_chips, stored_weights_keep_their_precision,
 };
 pub use network::{chip_counts_agree, rows_do_not_depend_on_their_batch};
+pub use reference::Sequence;
 pub use refusals::{failing_sources_are_reported, what_does_not_divide_is_refused};
 pub use rows::{
     add_is_elementwise, embed_looks_rows_up, rms_norm_matches_its_formula,

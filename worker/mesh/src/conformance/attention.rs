@@ -2,11 +2,10 @@
 //! chunks and batches.
 
 use super::Strength;
-use super::probe::{assert_close, assert_same, picker, read_sharded, upload};
-use super::reference::{Sequence, qkv_width, rope_tables};
-use crate::{
-    AttentionShape, ColumnParallel, DType, KvCacheShape, Mesh, Replicated, SequenceSlice, StepBatch,
-};
+use super::attention_rig::{AttentionRig, Piece};
+use super::probe::{assert_close, assert_same};
+use super::reference::Sequence;
+use crate::{AttentionShape, DType, KvCacheShape, Mesh};
 
 const BLOCK_SIZE: usize = 32;
 const NUM_BLOCKS: usize = 16;
@@ -19,16 +18,16 @@ const KV_DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::Bfp8];
 /// When the law is broken.
 pub fn attention_matches_the_reference<M: Mesh>(mesh: &mut M, strength: Strength) {
     for (dtype, rounding) in [(DType::F32, 1e-6), (DType::Bf16, 0.01), (DType::Bfp8, 0.03)] {
-        let mut bench = Bench::new(mesh, dtype);
-        let long = Sequence::new(60, 73, bench.shape);
-        let short = Sequence::new(61, 9, bench.shape);
+        let mut rig = rig(mesh, dtype);
+        let long = Sequence::new(60, 73, rig.shape());
+        let short = Sequence::new(61, 9, rig.shape());
         let (long_table, short_table) = (vec![11, 2, 7], vec![5, 0]);
         let mut got = [Vec::new(), Vec::new()];
         // The last three tokens of each come one by one.
         let mut pieces = vec![(0..70, 0..6)];
         pieces.extend((0..3).map(|i| (70 + i..71 + i, 6 + i..7 + i)));
         for (long_tokens, short_tokens) in pieces {
-            let rows = bench.step(&[
+            let rows = rig.step(&[
                 Piece { sequence: &long, tokens: long_tokens, block_table: &long_table },
                 Piece { sequence: &short, tokens: short_tokens, block_table: &short_table },
             ]);
@@ -51,11 +50,11 @@ pub fn attention_matches_the_reference<M: Mesh>(mesh: &mut M, strength: Strength
 /// When the law is broken.
 pub fn chunked_prefill_equals_whole<M: Mesh>(mesh: &mut M, strength: Strength) {
     for dtype in KV_DTYPES {
-        let mut bench = Bench::new(mesh, dtype);
-        let sequence = Sequence::new(62, 75, bench.shape);
-        let whole = bench.run_in_chunks(&sequence, &[75], &[3, 9, 1]);
+        let mut rig = rig(mesh, dtype);
+        let sequence = Sequence::new(62, 75, rig.shape());
+        let whole = rig.run_in_chunks(&sequence, &[75], &[3, 9, 1]);
         for chunks in [&[32, 32, 11][..], &[1, 40, 34], &[33, 1, 1, 40], &[1; 75]] {
-            let chunked = bench.run_in_chunks(&sequence, chunks, &[14, 4, 8]);
+            let chunked = rig.run_in_chunks(&sequence, chunks, &[14, 4, 8]);
             let what = format!("chunks {chunks:?} in {dtype}");
             assert_same(&what, &chunked, &whole, strength);
         }
@@ -69,15 +68,15 @@ pub fn chunked_prefill_equals_whole<M: Mesh>(mesh: &mut M, strength: Strength) {
 /// When the law is broken.
 pub fn sequences_do_not_see_each_other<M: Mesh>(mesh: &mut M, strength: Strength) {
     for dtype in KV_DTYPES {
-        let mut bench = Bench::new(mesh, dtype);
+        let mut rig = rig(mesh, dtype);
         let sequences: Vec<Sequence> = [(63, 40), (64, 1), (65, 66), (66, 33)]
-            .map(|(seed, tokens)| Sequence::new(seed, tokens, bench.shape))
+            .map(|(seed, tokens)| Sequence::new(seed, tokens, rig.shape()))
             .into();
         let tables = [vec![0, 15], vec![3], vec![9, 1, 12], vec![6, 4]];
         let alone: Vec<Vec<f32>> = sequences
             .iter()
             .zip(&tables)
-            .map(|(sequence, table)| bench.run_in_chunks(sequence, &[sequence.num_tokens()], table))
+            .map(|(sequence, table)| rig.run_in_chunks(sequence, &[sequence.num_tokens()], table))
             .collect();
         let pieces: Vec<Piece<'_>> = sequences
             .iter()
@@ -89,7 +88,7 @@ pub fn sequences_do_not_see_each_other<M: Mesh>(mesh: &mut M, strength: Strength
                 block_table,
             })
             .collect();
-        let together = bench.step(&pieces);
+        let together = rig.step(&pieces);
         for ((got, alone), piece) in together.iter().zip(&alone).zip(&pieces) {
             let width = alone.len() / piece.sequence.num_tokens();
             let want = &alone[piece.tokens.start * width..piece.tokens.end * width];
@@ -104,18 +103,18 @@ pub fn sequences_do_not_see_each_other<M: Mesh>(mesh: &mut M, strength: Strength
 /// # Panics
 /// When the law is broken.
 pub fn shared_prefix_blocks_are_read<M: Mesh>(mesh: &mut M, strength: Strength) {
-    let mut bench = Bench::new(mesh, DType::Bfp8);
-    let first = Sequence::new(67, 70, bench.shape);
-    let second = Sequence::new(68, 50, bench.shape).with_prefix_of(&first, BLOCK_SIZE);
-    let whole = bench.run_in_chunks(&second, &[50], &[13, 12]);
-    let first_whole = bench.run_in_chunks(&first, &[70], &[2, 3, 4]);
+    let mut rig = rig(mesh, DType::Bfp8);
+    let first = Sequence::new(67, 70, rig.shape());
+    let second = Sequence::new(68, 50, rig.shape()).with_prefix_of(&first, BLOCK_SIZE);
+    let whole = rig.run_in_chunks(&second, &[50], &[13, 12]);
+    let first_whole = rig.run_in_chunks(&first, &[70], &[2, 3, 4]);
     // Block 2 holds the shared prefix.
     let tail = Piece { sequence: &second, tokens: BLOCK_SIZE..50, block_table: &[2, 7] };
-    let reused = bench.step(&[tail]).remove(0);
+    let reused = rig.step(&[tail]).remove(0);
     let width = whole.len() / 50;
     assert_same("rows after a shared prefix", &reused, &whole[BLOCK_SIZE * width..], strength);
     let last = Piece { sequence: &first, tokens: 69..70, block_table: &[2, 3, 4] };
-    let again = bench.step(&[last]).remove(0);
+    let again = rig.step(&[last]).remove(0);
     assert_same("the prefix's owner", &again, &first_whole[69 * width..], strength);
 }
 
@@ -124,118 +123,32 @@ pub fn shared_prefix_blocks_are_read<M: Mesh>(mesh: &mut M, strength: Strength) 
 /// # Panics
 /// When the law is broken.
 pub fn layers_do_not_touch_each_other<M: Mesh>(mesh: &mut M, strength: Strength) {
-    let mut bench = Bench::new(mesh, DType::F32);
-    let sequences = [69, 70].map(|seed| Sequence::new(seed, 40, bench.shape));
+    let mut rig = rig(mesh, DType::F32);
+    let sequences = [69, 70].map(|seed| Sequence::new(seed, 40, rig.shape()));
     let table = [5, 6];
     for (layer, sequence) in sequences.iter().enumerate() {
-        bench.layer = layer;
-        bench.step(&[Piece { sequence, tokens: 0..39, block_table: &table }]);
+        rig.use_layer(layer);
+        rig.step(&[Piece { sequence, tokens: 0..39, block_table: &table }]);
     }
     for (layer, sequence) in sequences.iter().enumerate() {
-        bench.layer = layer;
-        let got = bench.step(&[Piece { sequence, tokens: 39..40, block_table: &table }]).remove(0);
+        rig.use_layer(layer);
+        let got = rig.step(&[Piece { sequence, tokens: 39..40, block_table: &table }]).remove(0);
         let want = sequence.attention();
         let want = &want[39 * got.len()..];
         assert_close(&format!("layer {layer}"), &got, want, strength.tolerance);
     }
 }
 
-/// Tokens of a sequence that one step computes.
-struct Piece<'a> {
-    sequence: &'a Sequence,
-    tokens: std::ops::Range<usize>,
-    block_table: &'a [u32],
-}
-
-/// A mesh with a cache and an identity projection, so that q, k and v are what
-/// a test says.
-struct Bench<'m, M: Mesh> {
-    mesh: &'m mut M,
-    shape: AttentionShape,
-    layer: usize,
-    projection: ColumnParallel<M::Weight>,
-    rope: Replicated<M::Rope>,
-    cache: M::KvCache,
-}
-
-impl<'m, M: Mesh> Bench<'m, M> {
-    fn new(mesh: &'m mut M, kv_dtype: DType) -> Self {
-        let num_chips = mesh.describe().num_chips;
-        // Grouped queries, and more than one key head even on one chip.
-        let num_key_value_heads = if num_chips == 1 { 2 } else { num_chips };
-        let shape = AttentionShape {
-            num_attention_heads: 3 * num_key_value_heads,
-            num_key_value_heads,
-            head_dim: 32,
-        };
-        let width = qkv_width(shape);
-        let q_end = shape.num_attention_heads * shape.head_dim;
-        let k_end = q_end + num_key_value_heads * shape.head_dim;
-        let [q, k, v] = [0..q_end, q_end..k_end, k_end..width].map(|part| picker(width, part));
-        let projection =
-            mesh.load_column_parallel(&[&q, &k, &v], DType::F32).expect("the projection fits");
-        let (cos, sin) = rope_tables(NUM_BLOCKS * BLOCK_SIZE, shape.head_dim);
-        let rope = mesh.load_rope(&cos, &sin, shape.head_dim).expect("the tables fit");
-        let cache_shape = KvCacheShape {
-            num_layers: 2,
-            num_blocks: NUM_BLOCKS,
-            block_size: BLOCK_SIZE,
-            dtype: kv_dtype,
-        };
-        let cache = mesh.new_kv_cache(cache_shape, shape).expect("the cache fits");
-        Self { mesh, shape, layer: 0, projection, rope, cache }
-    }
-
-    /// One step over the pieces; each piece's rows `[tokens, heads·head_dim]`.
-    fn step(&mut self, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {
-        let mut input = Vec::new();
-        let mut sequences = Vec::new();
-        let mut first_row = 0;
-        for piece in pieces {
-            input.extend_from_slice(piece.sequence.rows(piece.tokens.clone()));
-            sequences.push(SequenceSlice {
-                first_row,
-                num_tokens: piece.tokens.len(),
-                first_position: piece.tokens.start,
-                block_table: piece.block_table.to_vec(),
-            });
-            first_row += piece.tokens.len();
-        }
-        let batch = StepBatch { token_ids: vec![0; first_row], sequences, logit_rows: Vec::new() };
-        let x = upload(self.mesh, qkv_width(self.shape), &input);
-        let qkv = self.mesh.column_linear(&x, &self.projection).expect("column_linear works");
-        let out = self
-            .mesh
-            .attention(qkv, &self.rope, &mut self.cache, self.layer, &batch)
-            .expect("attention works");
-        let out = read_sharded(self.mesh, out);
-        let width = self.shape.num_attention_heads * self.shape.head_dim;
-        let mut rest = out.as_slice();
-        pieces
-            .iter()
-            .map(|piece| {
-                let (rows, tail) = rest.split_at(piece.tokens.len() * width);
-                rest = tail;
-                rows.to_vec()
-            })
-            .collect()
-    }
-
-    /// The whole sequence, alone, in steps of the given sizes.
-    fn run_in_chunks(
-        &mut self,
-        sequence: &Sequence,
-        chunks: &[usize],
-        block_table: &[u32],
-    ) -> Vec<f32> {
-        let mut out = Vec::new();
-        let mut done = 0;
-        for chunk in chunks {
-            let tokens = done..done + chunk;
-            done += chunk;
-            out.extend(self.step(&[Piece { sequence, tokens, block_table }]).remove(0));
-        }
-        assert_eq!(done, sequence.num_tokens(), "the chunks cover the sequence");
-        out
-    }
+/// Grouped queries, and more than one key head even on one chip.
+fn rig<M: Mesh>(mesh: &mut M, dtype: DType) -> AttentionRig<'_, M> {
+    let num_chips = mesh.describe().num_chips;
+    let num_key_value_heads = if num_chips == 1 { 2 } else { num_chips };
+    let shape = AttentionShape {
+        num_attention_heads: 3 * num_key_value_heads,
+        num_key_value_heads,
+        head_dim: 32,
+    };
+    let cache =
+        KvCacheShape { num_layers: 2, num_blocks: NUM_BLOCKS, block_size: BLOCK_SIZE, dtype };
+    AttentionRig::new(mesh, shape, cache)
 }

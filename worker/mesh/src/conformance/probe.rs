@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Pseudo-random values in [-1, 1), the same for the same seed (SplitMix64).
-pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
+pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut next = || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -21,14 +21,14 @@ pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
 }
 
 /// Noise of the magnitude that keeps `x · Wᵀ` near 1.
-pub(super) fn weight_noise(seed: u64, rows: usize, cols: usize) -> DenseMatrix {
+pub fn weight_noise(seed: u64, rows: usize, cols: usize) -> DenseMatrix {
     let scale = (3.0 / cols as f32).sqrt();
     let values = noise(seed, rows * cols).into_iter().map(|value| value * scale).collect();
     DenseMatrix::new(format!("noise {seed}"), cols, values)
 }
 
 /// A batch of one sequence per row: enough for everything but attention.
-pub(super) fn row_batch(token_ids: Vec<u32>) -> StepBatch {
+pub fn row_batch(token_ids: Vec<u32>) -> StepBatch {
     let sequences = (0..token_ids.len())
         .map(|row| SequenceSlice {
             first_row: row,
@@ -41,7 +41,10 @@ pub(super) fn row_batch(token_ids: Vec<u32>) -> StepBatch {
 }
 
 /// `values` `[rows, cols]` as an activation, by way of an embedding.
-pub(super) fn upload<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Replicated<M::Tensor> {
+///
+/// # Panics
+/// When `values` is not whole rows, or the mesh fails.
+pub fn upload<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Replicated<M::Tensor> {
     let rows = values.len() / cols;
     let mut table = values.to_vec();
     // A table of one row would be a norm gain.
@@ -52,7 +55,7 @@ pub(super) fn upload<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Repl
 }
 
 /// The rows `channels` of an identity matrix: picks those channels.
-pub(super) fn picker(width: usize, channels: std::ops::Range<usize>) -> DenseMatrix {
+pub fn picker(width: usize, channels: std::ops::Range<usize>) -> DenseMatrix {
     let mut values = vec![0.0; channels.len() * width];
     for (row, channel) in channels.enumerate() {
         values[row * width + channel] = 1.0;
@@ -61,11 +64,10 @@ pub(super) fn picker(width: usize, channels: std::ops::Range<usize>) -> DenseMat
 }
 
 /// Cuts a replicated activation over the chips, values unchanged.
-pub(super) fn shard<M: Mesh>(
-    mesh: &mut M,
-    x: &Replicated<M::Tensor>,
-    width: usize,
-) -> Sharded<M::Tensor> {
+///
+/// # Panics
+/// When the mesh fails.
+pub fn shard<M: Mesh>(mesh: &mut M, x: &Replicated<M::Tensor>, width: usize) -> Sharded<M::Tensor> {
     let identity = picker(width, 0..width);
     let identity: ColumnParallel<M::Weight> =
         mesh.load_column_parallel(&[&identity], DType::F32).expect("the identity fits");
@@ -73,7 +75,10 @@ pub(super) fn shard<M: Mesh>(
 }
 
 /// Reads a sharded activation, chips side by side.
-pub(super) fn read_sharded<M: Mesh>(mesh: &mut M, x: Sharded<M::Tensor>) -> Vec<f32> {
+///
+/// # Panics
+/// When the mesh fails.
+pub fn read_sharded<M: Mesh>(mesh: &mut M, x: Sharded<M::Tensor>) -> Vec<f32> {
     // Stale content must not survive.
     let mut out = vec![f32::NAN; 3];
     mesh.read_logits(x, &mut out).expect("read_logits works");
@@ -81,17 +86,16 @@ pub(super) fn read_sharded<M: Mesh>(mesh: &mut M, x: Sharded<M::Tensor>) -> Vec<
 }
 
 /// Reads a replicated activation of `width` channels.
-pub(super) fn read_replicated<M: Mesh>(
-    mesh: &mut M,
-    x: &Replicated<M::Tensor>,
-    width: usize,
-) -> Vec<f32> {
+///
+/// # Panics
+/// When the mesh fails.
+pub fn read_replicated<M: Mesh>(mesh: &mut M, x: &Replicated<M::Tensor>, width: usize) -> Vec<f32> {
     let sharded = shard(mesh, x, width);
     read_sharded(mesh, sharded)
 }
 
 /// `[m, n]` of `x [m, k]` times the rows of `weight [n, k]`, in f64.
-pub(super) fn matmul(x: &[f32], weight: &[f32], k: usize) -> Vec<f64> {
+pub fn matmul(x: &[f32], weight: &[f32], k: usize) -> Vec<f64> {
     x.chunks_exact(k)
         .flat_map(|x| {
             weight.chunks_exact(k).map(move |w| {
@@ -102,8 +106,11 @@ pub(super) fn matmul(x: &[f32], weight: &[f32], k: usize) -> Vec<f64> {
 }
 
 /// Asserts that `got` is `want` within `tolerance` of the largest value.
+///
+/// # Panics
+/// When it is not.
 #[track_caller]
-pub(super) fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "{what}: number of values");
     let scale = want.iter().fold(1e-3, |max: f64, value| max.max(value.abs()));
     for (idx, (&got, &want)) in got.iter().zip(want).enumerate() {
@@ -118,8 +125,11 @@ pub(super) fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64
 }
 
 /// Asserts that two ways to compute the same rows agree as `strength` says.
+///
+/// # Panics
+/// When they do not.
 #[track_caller]
-pub(super) fn assert_same(what: &str, got: &[f32], want: &[f32], strength: Strength) {
+pub fn assert_same(what: &str, got: &[f32], want: &[f32], strength: Strength) {
     match strength.batch_invariance {
         BatchInvariance::BitExact => {
             assert_eq!(got.len(), want.len(), "{what}: number of values");

@@ -17,38 +17,47 @@ pub(super) fn rope_tables(max_positions: usize, head_dim: usize) -> (Vec<f32>, V
 }
 
 /// A sequence whose fused projections are noise.
-pub(super) struct Sequence {
+#[derive(Debug, Clone)]
+pub struct Sequence {
     shape: AttentionShape,
     /// `[num_tokens, (heads + 2·kv_heads)·head_dim]`
-    pub(super) qkv: Vec<f32>,
+    qkv: Vec<f32>,
 }
 
 impl Sequence {
-    pub(super) fn new(seed: u64, num_tokens: usize, shape: AttentionShape) -> Self {
+    /// The same values for the same seed.
+    pub fn new(seed: u64, num_tokens: usize, shape: AttentionShape) -> Self {
         // Larger than 1, so that the softmax has a clear winner now and then.
         let qkv = noise(seed, num_tokens * qkv_width(shape)).into_iter().map(|v| v * 2.0).collect();
         Self { shape, qkv }
     }
 
     /// The same first `prefix_tokens` tokens as `other`, own ones after.
-    pub(super) fn with_prefix_of(mut self, other: &Self, prefix_tokens: usize) -> Self {
+    ///
+    /// # Panics
+    /// When either sequence is shorter.
+    pub fn with_prefix_of(mut self, other: &Self, prefix_tokens: usize) -> Self {
         let shared = prefix_tokens * qkv_width(self.shape);
         self.qkv[..shared].copy_from_slice(&other.qkv[..shared]);
         self
     }
 
-    pub(super) fn num_tokens(&self) -> usize {
+    /// Its length.
+    pub fn num_tokens(&self) -> usize {
         self.qkv.len() / qkv_width(self.shape)
     }
 
     /// Rows of `[q | k | v]`.
-    pub(super) fn rows(&self, tokens: std::ops::Range<usize>) -> &[f32] {
+    ///
+    /// # Panics
+    /// When the range is out of bounds.
+    pub fn rows(&self, tokens: std::ops::Range<usize>) -> &[f32] {
         let width = qkv_width(self.shape);
         &self.qkv[tokens.start * width..tokens.end * width]
     }
 
     /// Causal attention of every token: `[num_tokens, heads·head_dim]`.
-    pub(super) fn attention(&self) -> Vec<f64> {
+    pub fn attention(&self) -> Vec<f64> {
         let AttentionShape { num_attention_heads, num_key_value_heads, head_dim } = self.shape;
         let heads_per_kv = num_attention_heads / num_key_value_heads;
         let scale = (head_dim as f64).sqrt().recip();

@@ -1,0 +1,150 @@
+//! Random shapes: products against f64, and bit-exact independence of threads,
+//! batch and chunks.
+
+use kernels::Isa;
+use mesh::conformance::probe::{
+    assert_close, assert_same, matmul, noise, read_replicated, read_sharded, shard, upload,
+};
+use mesh::conformance::{AttentionRig, Piece, Sequence, Strength};
+use mesh::{AttentionShape, DType, DenseMatrix, KvCacheShape, Mesh};
+use mesh_cpu::CpuMesh;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+fn isas() -> impl Strategy<Value = Isa> {
+    select(Isa::available().to_vec())
+}
+
+fn dtypes() -> impl Strategy<Value = DType> {
+    select(vec![DType::F32, DType::Bf16, DType::Bfp8, DType::Bfp4])
+}
+
+/// Column- and row-parallel product of the same matrix.
+fn products(
+    mesh: &mut CpuMesh,
+    weight: &DenseMatrix,
+    dtype: DType,
+    x: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let (n, k) = (mesh::Matrix::rows(weight), mesh::Matrix::cols(weight));
+    let columns = mesh.load_column_parallel(&[weight], dtype).expect("it divides");
+    let rows = mesh.load_row_parallel(weight, dtype).expect("it divides");
+    let uploaded = upload(mesh, k, x);
+    let y = mesh.column_linear(&uploaded, &columns).expect("the operation works");
+    let y = read_sharded(mesh, y);
+    let sharded = shard(mesh, &uploaded, k);
+    let partial = mesh.row_linear(&sharded, &rows).expect("the operation works");
+    let sum = mesh.all_reduce(partial).expect("the operation works");
+    (y, read_replicated(mesh, &sum, n))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn linear_layers_of_any_shape_are_products(
+        num_chips in 1usize..=8,
+        (n, k) in (1usize..40, 1usize..40),
+        m in 1usize..20,
+        isa in isas(),
+        seed in any::<u64>(),
+    ) {
+        let (n, k) = (n * num_chips, k * num_chips);
+        let weight = noise(seed, n * k);
+        let x = noise(!seed, m * k);
+        let mut mesh = CpuMesh::with_isa(num_chips, 2, isa).unwrap();
+        let source = DenseMatrix::new("w", k, weight.clone());
+        let (columns, rows) = products(&mut mesh, &source, DType::F32, &x);
+        let want = matmul(&x, &weight, k);
+        assert_close("column_linear", &columns, &want, 1e-4);
+        assert_close("row_linear", &rows, &want, 1e-4);
+    }
+
+    #[test]
+    fn a_row_depends_neither_on_threads_nor_on_other_rows(
+        num_chips in 1usize..=4,
+        (n, k) in (1usize..12, 1usize..12),
+        m in 2usize..40,
+        dtype in dtypes(),
+        isa in isas(),
+        seed in any::<u64>(),
+    ) {
+        let (n, k) = (16 * n * num_chips, 16 * k * num_chips);
+        let weight = DenseMatrix::new("w", k, noise(seed, n * k));
+        let x = noise(!seed, m * k);
+        let mut one = CpuMesh::with_isa(num_chips, 1, isa).unwrap();
+        let mut three = CpuMesh::with_isa(num_chips, 3, isa).unwrap();
+        let whole = products(&mut one, &weight, dtype, &x);
+        let threaded = products(&mut three, &weight, dtype, &x);
+        assert_same("columns, threads", &threaded.0, &whole.0, Strength::EXACT);
+        assert_same("rows, threads", &threaded.1, &whole.1, Strength::EXACT);
+        let last = products(&mut three, &weight, dtype, &x[(m - 1) * k..]);
+        assert_same("columns, alone", &last.0, &whole.0[(m - 1) * n..], Strength::EXACT);
+        assert_same("rows, alone", &last.1, &whole.1[(m - 1) * n..], Strength::EXACT);
+    }
+
+    #[test]
+    fn attention_of_any_shape_and_chunking_is_the_same(
+        num_chips in 1usize..=3,
+        (kv_heads, group, half_dim) in (1usize..3, 1usize..5, 1usize..33),
+        block_size in select(vec![1usize, 3, 16, 32]),
+        chunks in prop::collection::vec(1usize..30, 1..5),
+        other_tokens in 1usize..40,
+        dtype in select(vec![DType::F32, DType::Bf16, DType::Bfp8]),
+        isa in isas(),
+        seed in any::<u64>(),
+    ) {
+        // Shared exponents need whole groups of 16 channels.
+        let head_dim = if dtype == DType::Bfp8 { 32 * half_dim.div_ceil(16) } else { 2 * half_dim };
+        let shape = AttentionShape {
+            num_attention_heads: num_chips * kv_heads * group,
+            num_key_value_heads: num_chips * kv_heads,
+            head_dim,
+        };
+        let num_tokens: usize = chunks.iter().sum();
+        let [own, others] = [num_tokens, other_tokens].map(|n| n.div_ceil(block_size));
+        let cache = KvCacheShape { num_layers: 1, num_blocks: own + others, block_size, dtype };
+        // Blocks of two sequences, from the end.
+        let blocks: Vec<u32> = (0..(own + others) as u32).rev().collect();
+        let (own_table, other_table) = (&blocks[..own], &blocks[own..]);
+        let sequence = Sequence::new(seed, num_tokens, shape);
+        let other = Sequence::new(!seed, other_tokens, shape);
+
+        let mut one = CpuMesh::with_isa(num_chips, 1, isa).unwrap();
+        let mut three = CpuMesh::with_isa(num_chips, 3, isa).unwrap();
+        let whole = AttentionRig::new(&mut one, shape, cache)
+            .run_in_chunks(&sequence, &[num_tokens], own_table);
+        let tolerance = if dtype == DType::F32 { 1e-4 } else { 0.03 };
+        assert_close("attention", &whole, &sequence.attention(), tolerance);
+
+        let mut rig = AttentionRig::new(&mut three, shape, cache);
+        let chunked = rig.run_in_chunks(&sequence, &chunks, own_table);
+        assert_same("chunked", &chunked, &whole, Strength::EXACT);
+        let batched = rig.step(&[
+            Piece { sequence: &other, tokens: 0..other_tokens, block_table: other_table },
+            Piece { sequence: &sequence, tokens: 0..num_tokens, block_table: own_table },
+        ]);
+        assert_same("batched", &batched[1], &whole, Strength::EXACT);
+    }
+}
+
+#[test]
+fn a_step_without_logits_gives_none() {
+    for num_chips in [1, 2] {
+        let mut mesh = CpuMesh::new(num_chips, 2).unwrap();
+        let head = DenseMatrix::new("head", 64, noise(1, 64 * 64));
+        let head = mesh.load_column_parallel(&[&head], DType::Bfp8).unwrap();
+        let x = upload(&mut mesh, 64, &noise(2, 3 * 64));
+        let none = mesh.select_rows(x, &[]).unwrap();
+        let logits = mesh.column_linear(&none, &head).unwrap();
+        assert!(read_sharded(&mut mesh, logits).is_empty(), "{num_chips} chips");
+    }
+}
+
+#[test]
+fn a_mesh_without_chips_or_threads_is_refused() {
+    for (num_chips, num_threads) in [(0, 1), (9, 1), (1, 0)] {
+        let error = CpuMesh::new(num_chips, num_threads).err();
+        assert!(matches!(error, Some(mesh::MeshError::DoesNotFit(_))), "{error:?}");
+    }
+}
