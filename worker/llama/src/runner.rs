@@ -154,3 +154,6 @@ impl<M: Mesh> fmt::Debug for Runner<M> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

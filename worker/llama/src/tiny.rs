@@ -125,7 +125,16 @@ impl TinyModel {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_gguf(&self, path: &Path) -> io::Result<()> {
-        std::fs::write(path, self.gguf())
+        std::fs::write(path, self.gguf(None))
+    }
+
+    /// As [`Self::write_gguf`], with Llama 3 rotary scaling as such files have
+    /// it: divisors of the frequencies, `[head_dim / 2]`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_gguf_with_divisors(&self, path: &Path, divisors: &[f32]) -> io::Result<()> {
+        std::fs::write(path, self.gguf(Some(divisors)))
     }
 
     /// What `config.json` holds.
@@ -195,11 +204,19 @@ impl TinyModel {
         reordered
     }
 
-    fn gguf(&self) -> Vec<u8> {
+    fn gguf(&self, rope_divisors: Option<&[f32]>) -> Vec<u8> {
         let entries = self.gguf_metadata();
+        let mut tensors: Vec<_> = self
+            .weights
+            .iter()
+            .map(|(name, values)| (name.gguf(), stored_shape(*name, &self.config), &values[..]))
+            .collect();
+        if let Some(divisors) = rope_divisors {
+            tensors.push(("rope_freqs.weight".to_owned(), vec![divisors.len()], divisors));
+        }
         let mut file = gguf::MAGIC.to_vec();
         file.extend(GGUF_VERSION.to_le_bytes());
-        file.extend((self.weights.len() as u64).to_le_bytes());
+        file.extend((tensors.len() as u64).to_le_bytes());
         file.extend((entries.len() as u64).to_le_bytes());
         for (key, kind, value) in entries {
             push_string(&mut file, key);
@@ -207,9 +224,8 @@ impl TinyModel {
             file.extend(value);
         }
         let mut data = Vec::new();
-        for (name, values) in &self.weights {
-            push_string(&mut file, &name.gguf());
-            let shape = stored_shape(*name, &self.config);
+        for (name, shape, values) in tensors {
+            push_string(&mut file, &name);
             file.extend((shape.len() as u32).to_le_bytes());
             for &size in shape.iter().rev() {
                 file.extend((size as u64).to_le_bytes());

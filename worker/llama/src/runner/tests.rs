@@ -1,0 +1,213 @@
+//! The graph on the CPU mesh against the oracle, and loading.
+
+use std::fs;
+
+use mesh::{DType, SequenceSlice};
+use mesh_cpu::CpuMesh;
+use tempfile::TempDir;
+
+use super::*;
+use crate::policy::Optimizations;
+use crate::reference;
+use crate::tiny::{self, TinyModel};
+
+const BLOCK_SIZE: usize = 16;
+const TOKENS: [u32; 40] = [
+    1, 17, 255, 3, 3, 90, 41, 200, 7, 0, 128, 64, 32, 99, 5, 77, 180, 2, 240, 11, 13, 1, 66, 150,
+    4, 222, 31, 8, 8, 54, 91, 19, 33, 250, 6, 100, 160, 21, 9, 44,
+];
+
+fn options(config: &LlamaConfig, optimizations: Optimizations) -> LoadOptions {
+    LoadOptions {
+        policy: DTypePolicy::choose(config, optimizations),
+        max_model_len: config.max_position_embeddings,
+        kv_blocks: 16,
+        kv_block_size: BLOCK_SIZE,
+    }
+}
+
+fn checkpoint(model: &TinyModel) -> (TempDir, Checkpoint) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tiny.gguf");
+    model.write_gguf(&path).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    (directory, checkpoint)
+}
+
+fn runner(model: &TinyModel, chips: usize, optimizations: Optimizations) -> Runner<CpuMesh> {
+    let (_directory, checkpoint) = checkpoint(model);
+    let mesh = CpuMesh::new(chips, 2).unwrap();
+    let options = options(model.config(), optimizations);
+    Runner::load(mesh, &checkpoint, &options, &mut |_| {}).unwrap()
+}
+
+/// A batch of pieces of sequences: tokens, position of the first, KV blocks.
+fn batch(pieces: &[(&[u32], usize, &[u32])], logit_rows: &[usize]) -> StepBatch {
+    let mut batch = StepBatch { logit_rows: logit_rows.to_vec(), ..StepBatch::default() };
+    for &(tokens, first_position, block_table) in pieces {
+        batch.sequences.push(SequenceSlice {
+            first_row: batch.token_ids.len(),
+            num_tokens: tokens.len(),
+            first_position,
+            block_table: block_table.to_vec(),
+        });
+        batch.token_ids.extend(tokens);
+    }
+    batch
+}
+
+fn run(runner: &mut Runner<CpuMesh>, batch: &StepBatch) -> Vec<Vec<f32>> {
+    let mut logits = vec![f32::NAN];
+    runner.forward(batch, &mut logits).unwrap();
+    logits.chunks(runner.config().vocab_size).map(<[f32]>::to_vec).collect()
+}
+
+/// All logits of the sequence computed in one step.
+fn whole(runner: &mut Runner<CpuMesh>, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let rows: Vec<_> = (0..tokens.len()).collect();
+    run(runner, &batch(&[(tokens, 0, &[0, 1, 2])], &rows))
+}
+
+/// The largest difference over the largest value.
+fn relative_error(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().flatten().fold(0.0_f32, |max, value| max.max(value.abs()));
+    let pairs = found.iter().flatten().zip(expected.iter().flatten());
+    pairs.fold(0.0_f32, |max, (a, b)| max.max((a - b).abs())) / largest
+}
+
+#[test]
+fn logits_are_the_oracles_on_one_chip_and_on_two() {
+    for tied in [false, true] {
+        let config = LlamaConfig { tie_word_embeddings: tied, ..tiny::config() };
+        let model = TinyModel::new(config, 3);
+        let expected = reference::logits(&model, &TOKENS);
+        for chips in [1, 2] {
+            let mut runner = runner(&model, chips, Optimizations::F32);
+            let error = relative_error(&whole(&mut runner, &TOKENS), &expected);
+            // Some 10 sums of up to 128 f32 products, each in another order.
+            assert!(error < 5e-6, "{chips} chips, tied {tied}: {error}");
+        }
+    }
+}
+
+#[test]
+fn fewer_bits_stay_close_and_do_not_vanish() {
+    let model = TinyModel::new(tiny::config(), 3);
+    let expected = reference::logits(&model, &TOKENS);
+    let mut last = 0.0;
+    for (optimizations, bound) in [(Optimizations::Bf16, 0.03), (Optimizations::Performance, 0.08)]
+    {
+        let mut runner = runner(&model, 2, optimizations);
+        let error = relative_error(&whole(&mut runner, &TOKENS), &expected);
+        assert!(error > last && error < bound, "{optimizations}: {error}");
+        last = error / 10.0;
+    }
+}
+
+#[test]
+fn chunks_and_decodes_give_the_bits_of_the_whole_prompt() {
+    let model = TinyModel::new(tiny::config(), 3);
+    for optimizations in [Optimizations::F32, Optimizations::Performance] {
+        let mut runner = runner(&model, 2, optimizations);
+        let expected = whole(&mut runner, &TOKENS);
+        // Scattered blocks; a chunk without logits, one with, then decodes.
+        let table = [9, 2, 5];
+        let inner = run(&mut runner, &batch(&[(&TOKENS[..23], 0, &table[..2])], &[]));
+        assert!(inner.is_empty());
+        let chunk = run(&mut runner, &batch(&[(&TOKENS[23..37], 23, &table)], &[3, 13]));
+        assert_eq!(chunk, [expected[26].clone(), expected[36].clone()]);
+        for at in 37..40 {
+            let decode = run(&mut runner, &batch(&[(&TOKENS[at..=at], at, &table)], &[0]));
+            assert_eq!(decode, [expected[at].clone()], "position {at}");
+        }
+    }
+}
+
+#[test]
+fn sequences_in_a_batch_give_the_bits_that_they_give_alone() {
+    let model = TinyModel::new(tiny::config(), 3);
+    let mut runner = runner(&model, 2, Optimizations::F32);
+    let (first, second) = (&TOKENS[..20], &TOKENS[15..]);
+    let (alone_first, alone_second) = (whole(&mut runner, first), whole(&mut runner, second));
+    // A prefill and a decode in one step.
+    run(&mut runner, &batch(&[(&second[..24], 0, &[7, 8])], &[]));
+    let step = batch(&[(first, 0, &[3, 4]), (&second[24..], 24, &[7, 8])], &[19, 20]);
+    assert_eq!(run(&mut runner, &step), [alone_first[19].clone(), alone_second[24].clone()]);
+    // An empty step is no step.
+    assert!(run(&mut runner, &StepBatch::default()).is_empty());
+}
+
+#[test]
+fn a_load_reports_every_byte_and_describes_itself() {
+    let model = TinyModel::new(tiny::config(), 3);
+    let (_directory, checkpoint) = checkpoint(&model);
+    let mut seen = Vec::new();
+    let options = options(model.config(), Optimizations::Performance);
+    let mesh = CpuMesh::new(2, 1).unwrap();
+    let runner = Runner::load(mesh, &checkpoint, &options, &mut |p| seen.push(p)).unwrap();
+    assert!(seen.is_sorted_by_key(|progress| progress.done_bytes));
+    assert_eq!(seen[0].done_bytes, 0);
+    let last = seen[seen.len() - 1];
+    assert_eq!(last.done_bytes, last.total_bytes);
+    // Two tables, two layers, three kinds of norm.
+    let per_layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64;
+    assert_eq!(last.total_bytes, 4 * (2 * 256 * 64 + 2 * per_layer + 64));
+    assert_eq!(runner.mesh_description().num_chips, 2);
+    assert_eq!(runner.shard_plan().kv_heads_per_chip(), 1);
+    assert_eq!(runner.kv_cache().dtype, DType::Bf16);
+    assert_eq!(runner.config(), model.config());
+}
+
+#[test]
+fn a_load_that_cannot_work_says_why() {
+    let model = TinyModel::new(tiny::config(), 3);
+    let (directory, checkpoint) = checkpoint(&model);
+    let good = options(model.config(), Optimizations::F32);
+    let load = |chips, options| {
+        let mesh = CpuMesh::new(chips, 1).unwrap();
+        Runner::load(mesh, &checkpoint, &options, &mut |_| {}).unwrap_err().to_string()
+    };
+    assert_eq!(
+        load(3, good),
+        "2 KV heads, 4 heads, FFN 128 and vocabulary 256 fit 1 or 2 chips, not 3"
+    );
+    let too_long = LoadOptions { max_model_len: 513, ..good };
+    assert_eq!(load(1, too_long), "max_model_len is 513, must be 1 to 512");
+    assert_eq!(
+        load(1, LoadOptions { kv_blocks: 0, ..good }),
+        "kv_blocks is 0, must be 1 to 4294967295"
+    );
+    assert!(load(1, LoadOptions { kv_block_size: 0, ..good }).contains("kv_block_size is 0"));
+    let no_length = LoadOptions { max_model_len: 0, ..good };
+    assert!(load(1, no_length).contains("max_model_len is 0"));
+    drop(directory);
+}
+
+#[test]
+fn a_file_that_changes_during_a_load_fails_it() {
+    type Change = fn(&std::path::Path);
+    let truncate: Change = |path| {
+        fs::OpenOptions::new().write(true).open(path).unwrap().set_len(5000).unwrap();
+    };
+    let touch: Change = |path| {
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    };
+    for change in [truncate, touch] {
+        let model = TinyModel::new(tiny::config(), 3);
+        let (directory, checkpoint) = checkpoint(&model);
+        let path = directory.path().join("tiny.gguf");
+        let options = options(model.config(), Optimizations::F32);
+        let mesh = CpuMesh::new(1, 1).unwrap();
+        let mut changed = false;
+        let mut progress = |progress: LoadProgress| {
+            if !changed && progress.done_bytes > 0 {
+                changed = true;
+                change(&path);
+            }
+        };
+        let error = Runner::load(mesh, &checkpoint, &options, &mut progress).unwrap_err();
+        assert!(error.to_string().contains("changed while it was being read"), "{error}");
+    }
+}
