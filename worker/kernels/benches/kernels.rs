@@ -1,0 +1,4 @@
+//! Speed of the kernels.
+fn main() {
+    divan::main();
+}

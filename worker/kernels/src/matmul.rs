@@ -1,0 +1,217 @@
+//! y = x · Wᵀ over any number of matrices at once.
+
+use crate::aligned::with_scratch;
+use crate::block::{self, Exponents, ROWS, VALUES, block_bytes};
+use crate::gemm::{Gemm, gemm};
+use crate::lanes::{LANES, Lanes, simd_entry};
+use crate::{Format, Isa, PackedMatrix, Pool};
+
+/// Blocks of 16 inputs that are decoded before they are multiplied: 4 panels
+/// of 128 × 16 f32 are 32 KiB, which stay in a first-level cache.
+const BLOCKS_PER_STRIP: usize = 8;
+/// Panels of 16 outputs that one task computes together.
+const PANELS_PER_TASK: usize = 4;
+/// Rows of one task: enough that decoding the weights is cheap beside multiplying.
+const ROWS_PER_TASK: usize = 128;
+
+/// One product of a [`matmul`] call: one simulated chip's share.
+#[derive(Debug)]
+pub struct Matmul<'a> {
+    /// Activations, `[m, k]`.
+    pub x: &'a [f32],
+    /// Weights, `[n, k]`.
+    pub weight: &'a PackedMatrix,
+    /// Result, `[m, n]`.
+    pub y: &'a mut [f32],
+}
+
+/// Computes y = x · Wᵀ for every job, sharing all jobs' outputs out over the pool.
+///
+/// Every output element is one chain of f32 fused multiply-adds over the
+/// decoded weights in ascending k, starting from +0. So a row of y has the same
+/// bits whatever `m`, the number of threads and `isa` are.
+///
+/// # Panics
+/// If a slice has not the length its shape says, or the machine lacks `isa`.
+pub fn matmul(pool: &Pool, isa: Isa, m: usize, jobs: &mut [Matmul<'_>]) {
+    assert!(isa.is_available(), "this machine lacks {isa:?}");
+    for job in &*jobs {
+        let (n, k) = (job.weight.n(), job.weight.k());
+        assert_eq!(job.x.len(), m * k, "x is [{m}, {k}]");
+        assert_eq!(job.y.len(), m * n, "y is [{m}, {n}]");
+    }
+    if m == 0 {
+        return;
+    }
+    let jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| Job::new(m, job)).collect();
+    let num_tasks = jobs.iter().map(|job| job.num_tasks).sum();
+    pool.run(num_tasks, &|mut task_idx| {
+        for job in &jobs {
+            if task_idx < job.num_tasks {
+                return run_tile(isa, &job.tile(task_idx));
+            }
+            task_idx -= job.num_tasks;
+        }
+    });
+}
+
+/// A job cut into tasks: panel groups × row ranges.
+struct Job<'a> {
+    m: usize,
+    x: &'a [f32],
+    weight: &'a PackedMatrix,
+    y: *mut f32,
+    num_panel_groups: usize,
+    num_tasks: usize,
+}
+
+// SAFETY: `y` is only written, each element by one task, while the caller of
+// `matmul` holds it mutably borrowed.
+unsafe impl Sync for Job<'_> {}
+
+impl<'a> Job<'a> {
+    fn new(m: usize, job: &'a mut Matmul<'_>) -> Self {
+        let num_panel_groups = job.weight.num_panels().div_ceil(PANELS_PER_TASK);
+        let num_tasks = num_panel_groups * m.div_ceil(ROWS_PER_TASK);
+        let y = job.y.as_mut_ptr();
+        Self { m, x: job.x, weight: job.weight, y, num_panel_groups, num_tasks }
+    }
+
+    fn tile(&self, task_idx: usize) -> Tile<'_> {
+        let num_panels = self.weight.num_panels();
+        let first_panel = task_idx % self.num_panel_groups * PANELS_PER_TASK;
+        let first_row = task_idx / self.num_panel_groups * ROWS_PER_TASK;
+        let (n, k) = (self.weight.n(), self.weight.k());
+        let rows = ROWS_PER_TASK.min(self.m - first_row);
+        Tile {
+            weight: self.weight,
+            first_panel,
+            panels: PANELS_PER_TASK.min(num_panels - first_panel),
+            x: &self.x[first_row * k..(first_row + rows) * k],
+            rows,
+            // In bounds: the tile's first row and column exist.
+            y: self.y.wrapping_add(first_row * n + first_panel * LANES),
+        }
+    }
+}
+
+/// A rectangle of one job's y, all of k.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    weight: &'a PackedMatrix,
+    first_panel: usize,
+    panels: usize,
+    /// `[rows, k]`
+    x: &'a [f32],
+    rows: usize,
+    /// The tile's first element; rows are n apart.
+    y: *mut f32,
+}
+
+impl Tile<'_> {
+    /// Columns of y: fewer than panels · 16 at the right edge.
+    fn columns(&self) -> usize {
+        (self.panels * LANES).min(self.weight.n() - self.first_panel * LANES)
+    }
+}
+
+simd_entry! { fn run_tile(tile: &Tile<'_>) = compute_tile }
+
+#[inline(always)]
+fn compute_tile<V: Lanes>(tile: &Tile<'_>) {
+    let width = tile.panels * LANES;
+    let columns = tile.columns();
+    if columns == width {
+        // SAFETY: y has `rows` rows of `width` columns, n apart.
+        unsafe { decode_and_multiply::<V>(tile, tile.y, tile.weight.n()) };
+        return;
+    }
+    let mut spare = vec![0.0; tile.rows * width];
+    // SAFETY: `spare` is [rows, width].
+    unsafe { decode_and_multiply::<V>(tile, spare.as_mut_ptr(), width) };
+    for (row, values) in spare.chunks_exact(width).enumerate() {
+        // SAFETY: y has `rows` rows of `columns` columns, n apart, this task's alone.
+        unsafe {
+            let to = tile.y.add(row * tile.weight.n());
+            values.as_ptr().copy_to_nonoverlapping(to, columns);
+        }
+    }
+}
+
+/// # Safety
+/// `y` is valid for writing `tile.rows` rows of `tile.panels * 16`, `y_stride` apart.
+#[inline(always)]
+unsafe fn decode_and_multiply<V: Lanes>(tile: &Tile<'_>, y: *mut f32, y_stride: usize) {
+    let weight = tile.weight;
+    let (format, k) = (weight.format(), weight.k());
+    let mut product = Gemm {
+        rows: tile.rows,
+        panels: tile.panels,
+        k,
+        x: tile.x.as_ptr(),
+        x_stride: k,
+        w: weight.panel(tile.first_panel).cast(),
+        w_stride: weight.panel_bytes() / size_of::<f32>(),
+        y,
+        y_stride,
+        accumulate: false,
+    };
+    if format == Format::F32 {
+        // SAFETY: an f32 panel is [k, 16] f32 (64-byte aligned blocks of 1024 bytes).
+        return unsafe { gemm::<V>(&product) };
+    }
+    let strip_len = BLOCKS_PER_STRIP * VALUES;
+    with_scratch(PANELS_PER_TASK * strip_len, |strips| {
+        let strips = strips.as_mut_ptr();
+        let num_blocks = k.div_ceil(ROWS);
+        let mut first_block = 0;
+        while first_block < num_blocks {
+            let blocks = BLOCKS_PER_STRIP.min(num_blocks - first_block);
+            let first_k = first_block * ROWS;
+            // SAFETY: blocks and strips exist; x has the columns first_k….
+            unsafe {
+                decode_strips::<V>(tile, first_block, blocks, strips);
+                product.x = tile.x.as_ptr().add(first_k);
+                product.k = (blocks * ROWS).min(k - first_k);
+                product.w = strips;
+                product.w_stride = strip_len;
+                product.accumulate = first_block > 0;
+                gemm::<V>(&product);
+            }
+            first_block += blocks;
+        }
+    });
+}
+
+/// Decodes `blocks` blocks from `first_block` of every panel of the tile.
+///
+/// # Safety
+/// The blocks exist; `strips` holds `panels` strips of [`BLOCKS_PER_STRIP`] blocks.
+#[inline(always)]
+unsafe fn decode_strips<V: Lanes>(
+    tile: &Tile<'_>,
+    first_block: usize,
+    blocks: usize,
+    strips: *mut f32,
+) {
+    let format = tile.weight.format();
+    let bytes = block_bytes(format);
+    let mut panel = 0;
+    while panel < tile.panels {
+        let from = tile.weight.panel(tile.first_panel + panel).wrapping_add(first_block * bytes);
+        let to = strips.wrapping_add(panel * BLOCKS_PER_STRIP * VALUES);
+        let mut i = 0;
+        while i < blocks {
+            // SAFETY: by this function's contract.
+            unsafe {
+                let to = to.add(i * VALUES);
+                block::decode::<V>(format, Exponents::OfRows, from.add(i * bytes), to);
+            }
+            i += 1;
+        }
+        panel += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;
