@@ -122,6 +122,23 @@ impl Shutdown {
         Ok(())
     }
 
+    /// Begins to drain when standard input ends: a parent process that holds the
+    /// other end of the pipe takes its services along however it goes.
+    ///
+    /// # Errors
+    /// The operating system refused the thread.
+    pub fn watch_stdin(&self) -> std::io::Result<()> {
+        let this = self.clone();
+        // A thread of its own, not the runtime's: nothing can interrupt the read,
+        // and no exit may wait for it.
+        let watch = move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            tracing::info!("standard input ended, draining");
+            this.begin();
+        };
+        std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).map(drop)
+    }
+
     /// Fires when the service should take no new work.
     #[must_use]
     pub fn draining(&self) -> &CancellationToken {
