@@ -1,14 +1,14 @@
 //! Causal attention over paged keys and values.
 //!
 //! Softmax runs online over the pages of a sequence in position order; inside
-//! a page scores and weighted values are block products ([`gemm`]). A row's
+//! a page scores and weighted values are block products. A row's
 //! result depends only on its q and on the stored K and V: whether it comes
 //! alone or in a chunk, and who else is in the call, changes no bit.
 
 use crate::aligned::with_scratch;
 use crate::block::{self, Exponents, VALUES, block_bytes};
 use crate::elementwise::{exp_lanes, store_partial};
-use crate::gemm::{Gemm, gemm};
+use crate::gemm::Gemm;
 use crate::kv_store::KvCacheStore;
 use crate::lanes::{LANES, Lanes, simd_entry};
 use crate::{Format, Isa, Pool};
@@ -344,7 +344,7 @@ unsafe fn attend<V: Lanes>(shape: Shape, scratch: &Scratch, visible: Visible, ze
     unsafe {
         let scores = scratch.scores.add(query * padded_tokens);
         let sums = scratch.sums.add(query * padded_dim);
-        gemm::<V>(&Gemm {
+        V::gemm(&Gemm {
             rows: queries,
             panels: tokens.div_ceil(LANES),
             k: head_dim,
@@ -370,7 +370,7 @@ unsafe fn attend<V: Lanes>(shape: Shape, scratch: &Scratch, visible: Visible, ze
             }
             i += 1;
         }
-        gemm::<V>(&Gemm {
+        V::gemm(&Gemm {
             rows: queries,
             panels: padded_dim / LANES,
             k: tokens,

@@ -31,7 +31,7 @@ pub(crate) struct Gemm {
 /// # Safety
 /// The pointers are valid for the shapes and strides given; y overlaps neither x nor w.
 #[inline(always)]
-pub(crate) unsafe fn gemm<V: Lanes>(gemm: &Gemm) {
+pub(crate) unsafe fn gemm_kernel<V: Lanes>(gemm: &Gemm) {
     if gemm.rows == 0 {
         return;
     }
@@ -56,7 +56,7 @@ pub(crate) unsafe fn gemm<V: Lanes>(gemm: &Gemm) {
 }
 
 /// # Safety
-/// As for [`gemm`]; at most 6 rows.
+/// As for [`gemm_kernel`]; at most 6 rows.
 #[inline(always)]
 unsafe fn row_block<V: Lanes>(gemm: &Gemm) {
     macro_rules! panels {
@@ -71,6 +71,7 @@ unsafe fn row_block<V: Lanes>(gemm: &Gemm) {
                 // SAFETY: a sub-range of the caller's panels.
                 unsafe {
                     match (gemm.panels - done).min(V::BLOCK_PANELS) {
+                        _ if V::BLOCK_PANELS == 1 => micro::<V, $rows, 1>(&block),
                         1 => micro::<V, $rows, 1>(&block),
                         2 => micro::<V, $rows, 2>(&block),
                         3 => micro::<V, $rows, 3>(&block),
@@ -93,7 +94,7 @@ unsafe fn row_block<V: Lanes>(gemm: &Gemm) {
 }
 
 /// # Safety
-/// As for [`gemm`], for `R` rows and `P` panels.
+/// As for [`gemm_kernel`], for `R` rows and `P` panels.
 #[inline(always)]
 unsafe fn micro<V: Lanes, const R: usize, const P: usize>(gemm: &Gemm) {
     let Gemm { k, x, x_stride, mut w, w_stride, y, y_stride, accumulate, .. } = *gemm;

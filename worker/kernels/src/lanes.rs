@@ -21,6 +21,8 @@ pub(crate) use avx2::Avx2Lanes;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512Lanes;
 
+use crate::gemm::Gemm;
+
 /// The number of lanes.
 pub(crate) const LANES: usize = 16;
 
@@ -77,6 +79,17 @@ pub(crate) trait Lanes: Copy {
     fn high_bf16(words: Self::Words) -> Self;
     /// The `INDEX`-th 4 bits of each word: sign and 3-bit magnitude.
     fn nibble<const SHIFT: u32>(words: Self::Words) -> Self;
+
+    /// [`gemm_kernel`](crate::gemm::gemm_kernel) for these lanes: a function of
+    /// its own, not inlined, because its register blocks are many.
+    ///
+    /// # Safety
+    /// The pointers of `gemm` are valid for the shapes and strides given; y
+    /// overlaps neither x nor w.
+    unsafe fn gemm(gemm: &Gemm);
+
+    /// Asks for a cache line that will be read soon; any address is allowed.
+    fn prefetch(address: *const u8);
 
     /// The lanes as an array.
     #[inline(always)]

@@ -1,14 +1,18 @@
 //! y = x · Wᵀ over any number of matrices at once.
 
+mod fused;
+
 use crate::aligned::with_scratch;
 use crate::block::{self, Exponents, ROWS, VALUES, block_bytes};
-use crate::gemm::{Gemm, gemm};
+use crate::gemm::Gemm;
 use crate::lanes::{LANES, Lanes, simd_entry};
 use crate::{Format, Isa, PackedMatrix, Pool};
 
 /// Blocks of 16 inputs that are decoded before they are multiplied: 4 panels
 /// of 128 × 16 f32 are 32 KiB, which stay in a first-level cache.
 const BLOCKS_PER_STRIP: usize = 8;
+/// Values of one panel's strip.
+const STRIP_LEN: usize = BLOCKS_PER_STRIP * VALUES;
 /// Panels of 16 outputs that one task computes together.
 const PANELS_PER_TASK: usize = 4;
 /// Rows of one task: enough that decoding the weights is cheap beside multiplying.
@@ -43,7 +47,8 @@ pub fn matmul(pool: &Pool, isa: Isa, m: usize, jobs: &mut [Matmul<'_>]) {
     if m == 0 {
         return;
     }
-    let jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| Job::new(m, job)).collect();
+    let jobs: Vec<Job<'_>> =
+        jobs.iter_mut().map(|job| Job::new(m, pool.num_threads(), job)).collect();
     let num_tasks = jobs.iter().map(|job| job.num_tasks).sum();
     pool.run(num_tasks, &|mut task_idx| {
         for job in &jobs {
@@ -70,23 +75,27 @@ struct Job<'a> {
 unsafe impl Sync for Job<'_> {}
 
 impl<'a> Job<'a> {
-    fn new(m: usize, job: &'a mut Matmul<'_>) -> Self {
-        let num_panel_groups = job.weight.num_panels().div_ceil(PANELS_PER_TASK);
+    fn new(m: usize, num_threads: usize, job: &'a mut Matmul<'_>) -> Self {
+        let num_panels = job.weight.num_panels();
+        // A multiple of the threads, so that they finish together.
+        let num_panel_groups =
+            num_panels.div_ceil(PANELS_PER_TASK).next_multiple_of(num_threads).min(num_panels);
         let num_tasks = num_panel_groups * m.div_ceil(ROWS_PER_TASK);
         let y = job.y.as_mut_ptr();
         Self { m, x: job.x, weight: job.weight, y, num_panel_groups, num_tasks }
     }
 
     fn tile(&self, task_idx: usize) -> Tile<'_> {
-        let num_panels = self.weight.num_panels();
-        let first_panel = task_idx % self.num_panel_groups * PANELS_PER_TASK;
-        let first_row = task_idx / self.num_panel_groups * ROWS_PER_TASK;
         let (n, k) = (self.weight.n(), self.weight.k());
+        let group = task_idx % self.num_panel_groups;
+        let boundary = |group| group * self.weight.num_panels() / self.num_panel_groups;
+        let first_panel = boundary(group);
+        let first_row = task_idx / self.num_panel_groups * ROWS_PER_TASK;
         let rows = ROWS_PER_TASK.min(self.m - first_row);
         Tile {
             weight: self.weight,
             first_panel,
-            panels: PANELS_PER_TASK.min(num_panels - first_panel),
+            panels: boundary(group + 1) - first_panel,
             x: &self.x[first_row * k..(first_row + rows) * k],
             rows,
             // In bounds: the tile's first row and column exist.
@@ -100,6 +109,7 @@ impl<'a> Job<'a> {
 struct Tile<'a> {
     weight: &'a PackedMatrix,
     first_panel: usize,
+    /// At most [`PANELS_PER_TASK`].
     panels: usize,
     /// `[rows, k]`
     x: &'a [f32],
@@ -119,29 +129,44 @@ simd_entry! { fn run_tile(tile: &Tile<'_>) = compute_tile }
 
 #[inline(always)]
 fn compute_tile<V: Lanes>(tile: &Tile<'_>) {
-    let width = tile.panels * LANES;
-    let columns = tile.columns();
-    if columns == width {
-        // SAFETY: y has `rows` rows of `width` columns, n apart.
-        unsafe { decode_and_multiply::<V>(tile, tile.y, tile.weight.n()) };
-        return;
-    }
-    let mut spare = vec![0.0; tile.rows * width];
-    // SAFETY: `spare` is [rows, width].
-    unsafe { decode_and_multiply::<V>(tile, spare.as_mut_ptr(), width) };
-    for (row, values) in spare.chunks_exact(width).enumerate() {
-        // SAFETY: y has `rows` rows of `columns` columns, n apart, this task's alone.
+    let (width, columns, n) = (tile.panels * LANES, tile.columns(), tile.weight.n());
+    let fused = tile.rows == 1 && tile.weight.format() != Format::F32;
+    let strips_len = if fused { 0 } else { PANELS_PER_TASK * STRIP_LEN };
+    // At the right edge whole panels do not fit y, so they are computed beside it.
+    let edge = columns < width;
+    let edge_len = if edge { tile.rows * width } else { 0 };
+    with_scratch(strips_len + edge_len, |scratch| {
+        let (strips, beside) = scratch.split_at_mut(strips_len);
+        let (y, y_stride) = if edge { (beside.as_mut_ptr(), width) } else { (tile.y, n) };
+        // SAFETY: y has `rows` rows of `width` values, `y_stride` apart.
         unsafe {
-            let to = tile.y.add(row * tile.weight.n());
-            values.as_ptr().copy_to_nonoverlapping(to, columns);
+            if fused {
+                fused::multiply_row::<V>(tile, y);
+            } else {
+                decode_and_multiply::<V>(tile, strips, y, y_stride);
+            }
         }
-    }
+        if edge {
+            for (row, values) in beside.chunks_exact(width).enumerate() {
+                // SAFETY: y has `rows` rows of `columns` values, n apart, this task's alone.
+                unsafe {
+                    values.as_ptr().copy_to_nonoverlapping(tile.y.add(row * n), columns);
+                }
+            }
+        }
+    });
 }
 
 /// # Safety
-/// `y` is valid for writing `tile.rows` rows of `tile.panels * 16`, `y_stride` apart.
+/// `y` is valid for writing `tile.rows` rows of `tile.panels * 16`, `y_stride`
+/// apart, and overlaps no other argument.
 #[inline(always)]
-unsafe fn decode_and_multiply<V: Lanes>(tile: &Tile<'_>, y: *mut f32, y_stride: usize) {
+unsafe fn decode_and_multiply<V: Lanes>(
+    tile: &Tile<'_>,
+    strips: &mut [f32],
+    y: *mut f32,
+    y_stride: usize,
+) {
     let weight = tile.weight;
     let (format, k) = (weight.format(), weight.k());
     let mut product = Gemm {
@@ -158,29 +183,26 @@ unsafe fn decode_and_multiply<V: Lanes>(tile: &Tile<'_>, y: *mut f32, y_stride: 
     };
     if format == Format::F32 {
         // SAFETY: an f32 panel is [k, 16] f32 (64-byte aligned blocks of 1024 bytes).
-        return unsafe { gemm::<V>(&product) };
+        return unsafe { V::gemm(&product) };
     }
-    let strip_len = BLOCKS_PER_STRIP * VALUES;
-    with_scratch(PANELS_PER_TASK * strip_len, |strips| {
-        let strips = strips.as_mut_ptr();
-        let num_blocks = k.div_ceil(ROWS);
-        let mut first_block = 0;
-        while first_block < num_blocks {
-            let blocks = BLOCKS_PER_STRIP.min(num_blocks - first_block);
-            let first_k = first_block * ROWS;
-            // SAFETY: blocks and strips exist; x has the columns first_k….
-            unsafe {
-                decode_strips::<V>(tile, first_block, blocks, strips);
-                product.x = tile.x.as_ptr().add(first_k);
-                product.k = (blocks * ROWS).min(k - first_k);
-                product.w = strips;
-                product.w_stride = strip_len;
-                product.accumulate = first_block > 0;
-                gemm::<V>(&product);
-            }
-            first_block += blocks;
+    let strips = strips.as_mut_ptr();
+    let num_blocks = k.div_ceil(ROWS);
+    let mut first_block = 0;
+    while first_block < num_blocks {
+        let blocks = BLOCKS_PER_STRIP.min(num_blocks - first_block);
+        let first_k = first_block * ROWS;
+        // SAFETY: blocks and strips exist; x has the columns first_k….
+        unsafe {
+            decode_strips::<V>(tile, first_block, blocks, strips);
+            product.x = tile.x.as_ptr().add(first_k);
+            product.k = (blocks * ROWS).min(k - first_k);
+            product.w = strips;
+            product.w_stride = STRIP_LEN;
+            product.accumulate = first_block > 0;
+            V::gemm(&product);
         }
-    });
+        first_block += blocks;
+    }
 }
 
 /// Decodes `blocks` blocks from `first_block` of every panel of the tile.
@@ -199,7 +221,7 @@ unsafe fn decode_strips<V: Lanes>(
     let mut panel = 0;
     while panel < tile.panels {
         let from = tile.weight.panel(tile.first_panel + panel).wrapping_add(first_block * bytes);
-        let to = strips.wrapping_add(panel * BLOCKS_PER_STRIP * VALUES);
+        let to = strips.wrapping_add(panel * STRIP_LEN);
         let mut i = 0;
         while i < blocks {
             // SAFETY: by this function's contract.

@@ -3,6 +3,7 @@
 use std::array::from_fn;
 
 use super::{LANES, Lanes};
+use crate::gemm::{Gemm, gemm_kernel};
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -107,4 +108,11 @@ impl Lanes for ArrayLanes {
     fn nibble<const SHIFT: u32>(words: Self::Words) -> Self {
         Self(words.map(|word| NIBBLES[(word >> SHIFT) as usize & 15]))
     }
+    #[inline(never)]
+    unsafe fn gemm(gemm: &Gemm) {
+        // SAFETY: by this function's contract.
+        unsafe { gemm_kernel::<Self>(gemm) };
+    }
+    #[inline(always)]
+    fn prefetch(_address: *const u8) {}
 }

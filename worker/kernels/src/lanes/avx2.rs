@@ -1,18 +1,19 @@
 //! Sixteen lanes in two AVX2 registers.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _CMP_GE_OQ, _CMP_LT_OQ, _CMP_NEQ_UQ, _mm_cvtsi32_si128, _mm_loadl_epi64,
-    _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_andnot_ps,
-    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpeq_epi32,
-    _mm256_cmpgt_epi32, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
-    _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
-    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
+    __m256, __m256i, _CMP_GE_OQ, _CMP_LT_OQ, _CMP_NEQ_UQ, _MM_HINT_T0, _mm_cvtsi32_si128,
+    _mm_loadl_epi64, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
+    _mm256_and_si256, _mm256_andnot_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
+    _mm256_cmpeq_epi32, _mm256_cmpgt_epi32, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
     _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_ps, _mm256_setzero_ps,
     _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srl_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
     _mm256_sub_ps,
 };
 
 use super::Lanes;
+use crate::gemm::{Gemm, gemm_kernel};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2Lanes(__m256, __m256);
@@ -185,5 +186,19 @@ impl Lanes for Avx2Lanes {
     #[inline(always)]
     fn nibble<const SHIFT: u32>(words: Self::Words) -> Self {
         Self(nibble::<SHIFT>(words.0), nibble::<SHIFT>(words.1))
+    }
+    #[inline(always)]
+    unsafe fn gemm(gemm: &Gemm) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn compiled(gemm: &Gemm) {
+            // SAFETY: by the method's contract.
+            unsafe { gemm_kernel::<Avx2Lanes>(gemm) };
+        }
+        avx2!(compiled(gemm));
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_T0>(address.cast()));
     }
 }

@@ -1,17 +1,18 @@
 //! Sixteen lanes in one AVX-512 register.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _CMP_LT_OQ, _CMP_NEQ_UQ, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
-    _mm512_cmpeq_epi32_mask, _mm512_cmpgt_epi32_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mask_fpclass_ps_mask, _mm512_mask_mov_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setr_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32,
-    _mm512_storeu_ps, _mm512_sub_epi32, _mm512_sub_ps,
+    __m512, __m512i, _CMP_LT_OQ, _CMP_NEQ_UQ, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_cmp_ps_mask, _mm512_cmpeq_epi32_mask, _mm512_cmpgt_epi32_mask, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_fpclass_ps_mask, _mm512_mask_mov_ps, _mm512_maskz_mov_ps,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setr_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_epi32, _mm512_sub_ps,
 };
 
 use super::Lanes;
+use crate::gemm::{Gemm, gemm_kernel};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Lanes(__m512);
@@ -135,5 +136,19 @@ impl Lanes for Avx512Lanes {
             // The permutation looks at the low 4 bits of each index only.
             _mm512_permutexvar_ps(_mm512_srli_epi32::<SHIFT>(words), table)
         }))
+    }
+    #[inline(always)]
+    unsafe fn gemm(gemm: &Gemm) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        unsafe fn compiled(gemm: &Gemm) {
+            // SAFETY: by the method's contract.
+            unsafe { gemm_kernel::<Avx512Lanes>(gemm) };
+        }
+        avx512!(compiled(gemm));
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        avx512!(_mm_prefetch::<_MM_HINT_T0>(address.cast()));
     }
 }
