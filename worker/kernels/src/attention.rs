@@ -5,6 +5,8 @@
 //! result depends only on its q and on the stored K and V: whether it comes
 //! alone or in a chunk, and who else is in the call, changes no bit.
 
+use std::marker::PhantomData;
+
 use crate::aligned::with_scratch;
 use crate::block::{self, Exponents, VALUES, block_bytes};
 use crate::elementwise::{exp_lanes, store_partial};
@@ -138,10 +140,8 @@ struct Tasks<'a>(Vec<Task<'a>>);
 // as `check` asserts), while the caller of `attention` holds it mutably borrowed.
 unsafe impl Sync for Tasks<'_> {}
 
-simd_entry! { fn run_task(task: &Task<'_>) = compute_task }
-
 /// Where a task keeps its running state: one scratch, cut up.
-struct Scratch {
+struct Scratch<'a> {
     /// `[queries, head_dim]`, scaled
     q: *mut f32,
     /// `[queries, padded_tokens]`: scores, then weights
@@ -155,6 +155,7 @@ struct Scratch {
     /// One page of K and of V, decoded.
     k: *mut f32,
     v: *mut f32,
+    memory: PhantomData<&'a mut [f32]>,
 }
 
 /// Sizes of a task.
@@ -197,39 +198,46 @@ impl Shape {
     }
 }
 
-impl Scratch {
-    fn new(shape: Shape, memory: &mut [f32]) -> Self {
-        let mut start = 0;
+impl<'a> Scratch<'a> {
+    fn new(shape: Shape, mut memory: &'a mut [f32]) -> Self {
         let [q, scores, sums, largest, total, k, v] = shape.parts().map(|len| {
-            let part = memory[start..start + len].as_mut_ptr();
-            start += len;
-            part
+            let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
+            memory = rest;
+            part.as_mut_ptr()
         });
-        Self { q, scores, sums, largest, total, k, v }
+        Self { q, scores, sums, largest, total, k, v, memory: PhantomData }
     }
 }
 
-#[inline(always)]
-fn compute_task<V: Lanes>(task: &Task<'_>) {
+/// Computes a task in this thread's scratch.
+fn run_task(isa: Isa, task: &Task<'_>) {
     let shape = Shape::of(task);
+    // The closure calls the entry, not the other way round: a closure inside
+    // would be compiled without the instruction set.
     with_scratch(shape.parts().iter().sum(), |memory| {
-        // The last reborrow of each part: from here on only pointers are used.
-        let memory: *mut [f32] = memory;
-        // SAFETY: `memory` is this closure's alone.
-        let scratch = Scratch::new(shape, unsafe { &mut *memory });
-        // SAFETY: `scratch` has the parts of `shape`; `check` has vouched for
-        // the rows of q and out and for the pages of the block table.
-        unsafe {
-            gather_queries(task, shape, &scratch);
-            let end = task.rows.first_position + task.rows.num_tokens;
-            let mut first_token = 0;
-            while first_token < end {
-                attend_page::<V>(task, shape, &scratch, first_token);
-                first_token += shape.block_size;
-            }
-            write_out::<V>(task, shape, &scratch);
-        }
+        let scratch = Scratch::new(shape, memory);
+        compute_task(isa, task, shape, &scratch);
     });
+}
+
+simd_entry! {
+    fn compute_task(task: &Task<'_>, shape: Shape, scratch: &Scratch<'_>) = compute_task_kernel
+}
+
+#[inline(always)]
+fn compute_task_kernel<V: Lanes>(task: &Task<'_>, shape: Shape, scratch: &Scratch<'_>) {
+    // SAFETY: `scratch` has the parts of `shape`; `check` has vouched for the
+    // rows of q and out and for the pages of the block table.
+    unsafe {
+        gather_queries(task, shape, scratch);
+        let end = task.rows.first_position + task.rows.num_tokens;
+        let mut first_token = 0;
+        while first_token < end {
+            attend_page::<V>(task, shape, scratch, first_token);
+            first_token += shape.block_size;
+        }
+        write_out::<V>(task, shape, scratch);
+    }
 }
 
 /// Copies and scales the task's queries, and clears its running state.
@@ -237,7 +245,7 @@ fn compute_task<V: Lanes>(task: &Task<'_>) {
 /// # Safety
 /// `scratch` has the parts of `shape`, which is the task's.
 #[inline(always)]
-unsafe fn gather_queries(task: &Task<'_>, shape: Shape, scratch: &Scratch) {
+unsafe fn gather_queries(task: &Task<'_>, shape: Shape, scratch: &Scratch<'_>) {
     let dim = shape.head_dim;
     for query in 0..shape.queries {
         let row = task.rows.first_row + query / shape.group;
@@ -264,7 +272,7 @@ unsafe fn gather_queries(task: &Task<'_>, shape: Shape, scratch: &Scratch) {
 unsafe fn attend_page<V: Lanes>(
     task: &Task<'_>,
     shape: Shape,
-    scratch: &Scratch,
+    scratch: &Scratch<'_>,
     first_token: usize,
 ) {
     let cache = task.job.cache;
@@ -337,7 +345,7 @@ struct Visible {
 /// # Safety
 /// As for [`attend_page`].
 #[inline(always)]
-unsafe fn attend<V: Lanes>(shape: Shape, scratch: &Scratch, visible: Visible, zero: V) {
+unsafe fn attend<V: Lanes>(shape: Shape, scratch: &Scratch<'_>, visible: Visible, zero: V) {
     let Visible { query, queries, tokens, k, v } = visible;
     let Shape { head_dim, padded_dim, padded_tokens, .. } = shape;
     // SAFETY: by this function's contract.
@@ -430,7 +438,7 @@ unsafe fn soften<V: Lanes>(
 /// # Safety
 /// As for [`gather_queries`].
 #[inline(always)]
-unsafe fn write_out<V: Lanes>(task: &Task<'_>, shape: Shape, scratch: &Scratch) {
+unsafe fn write_out<V: Lanes>(task: &Task<'_>, shape: Shape, scratch: &Scratch<'_>) {
     let dim = shape.head_dim;
     let row_len = task.job.num_heads * dim;
     for query in 0..shape.queries {

@@ -123,38 +123,55 @@ impl Tile<'_> {
     fn columns(&self) -> usize {
         (self.panels * LANES).min(self.weight.n() - self.first_panel * LANES)
     }
+
+    /// Whether its last panel reaches past the matrix.
+    fn is_edge(&self) -> bool {
+        self.columns() < self.panels * LANES
+    }
+
+    /// Whether weights are decoded in registers rather than to a strip.
+    fn is_fused(&self) -> bool {
+        self.rows == 1 && self.weight.format() != Format::F32
+    }
 }
 
-simd_entry! { fn run_tile(tile: &Tile<'_>) = compute_tile }
-
-#[inline(always)]
-fn compute_tile<V: Lanes>(tile: &Tile<'_>) {
-    let (width, columns, n) = (tile.panels * LANES, tile.columns(), tile.weight.n());
-    let fused = tile.rows == 1 && tile.weight.format() != Format::F32;
-    let strips_len = if fused { 0 } else { PANELS_PER_TASK * STRIP_LEN };
+/// Computes a tile in this thread's scratch.
+fn run_tile(isa: Isa, tile: &Tile<'_>) {
+    let strips_len = if tile.is_fused() { 0 } else { PANELS_PER_TASK * STRIP_LEN };
     // At the right edge whole panels do not fit y, so they are computed beside it.
-    let edge = columns < width;
-    let edge_len = if edge { tile.rows * width } else { 0 };
+    let edge_len = if tile.is_edge() { tile.rows * tile.panels * LANES } else { 0 };
+    // The closure calls the entry, not the other way round: a closure inside
+    // would be compiled without the instruction set.
     with_scratch(strips_len + edge_len, |scratch| {
         let (strips, beside) = scratch.split_at_mut(strips_len);
-        let (y, y_stride) = if edge { (beside.as_mut_ptr(), width) } else { (tile.y, n) };
-        // SAFETY: y has `rows` rows of `width` values, `y_stride` apart.
-        unsafe {
-            if fused {
-                fused::multiply_row::<V>(tile, y);
-            } else {
-                decode_and_multiply::<V>(tile, strips, y, y_stride);
-            }
-        }
-        if edge {
-            for (row, values) in beside.chunks_exact(width).enumerate() {
-                // SAFETY: y has `rows` rows of `columns` values, n apart, this task's alone.
-                unsafe {
-                    values.as_ptr().copy_to_nonoverlapping(tile.y.add(row * n), columns);
-                }
-            }
-        }
+        compute_tile(isa, tile, strips, beside);
     });
+}
+
+simd_entry! {
+    fn compute_tile(tile: &Tile<'_>, strips: &mut [f32], beside: &mut [f32]) = compute_tile_kernel
+}
+
+#[inline(always)]
+fn compute_tile_kernel<V: Lanes>(tile: &Tile<'_>, strips: &mut [f32], beside: &mut [f32]) {
+    let (width, n) = (tile.panels * LANES, tile.weight.n());
+    let (y, y_stride) = if tile.is_edge() { (beside.as_mut_ptr(), width) } else { (tile.y, n) };
+    // SAFETY: y has `rows` rows of `width` values, `y_stride` apart.
+    unsafe {
+        if tile.is_fused() {
+            fused::multiply_row::<V>(tile, y);
+        } else {
+            decode_and_multiply::<V>(tile, strips, y, y_stride);
+        }
+    }
+    if tile.is_edge() {
+        for (row, values) in beside.chunks_exact(width).enumerate() {
+            // SAFETY: y has `rows` rows of `columns` values, n apart, this task's alone.
+            unsafe {
+                values.as_ptr().copy_to_nonoverlapping(tile.y.add(row * n), tile.columns());
+            }
+        }
+    }
 }
 
 /// # Safety

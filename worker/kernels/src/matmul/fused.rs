@@ -140,10 +140,15 @@ unsafe fn bfp4_half<V: Lanes, const P: usize>(
     scaled: &[[f32; ROWS]; P],
     sums: &mut [V; P],
 ) {
-    let words: [V::Words; P] = std::array::from_fn(|p| {
-        // SAFETY: each half block is 64 bytes, after the exponents.
-        unsafe { V::load_words(blocks[p].add(EXPONENTS + first_row * 8)) }
-    });
+    // A loop, not a closure: that would be compiled without the instruction set.
+    // SAFETY: each half block is 64 bytes, after the exponents.
+    let mut words = [unsafe { V::load_words(blocks[0].add(EXPONENTS + first_row * 8)) }; P];
+    let mut p = 1;
+    while p < P {
+        // SAFETY: as above.
+        words[p] = unsafe { V::load_words(blocks[p].add(EXPONENTS + first_row * 8)) };
+        p += 1;
+    }
     macro_rules! rows {
         ($($row:literal)*) => {$({
             let mut p = 0;
