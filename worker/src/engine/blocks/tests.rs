@@ -1,0 +1,1 @@
+//! Sharing, eviction and collisions.

@@ -1,0 +1,1 @@
+//! The engine as the rest of the worker sees it.
