@@ -10,3 +10,4 @@ pub mod error;
 pub mod generate;
 pub mod request;
 pub mod text_stream;
+pub mod text;

@@ -1,0 +1,190 @@
+//! Text on this side, token ids on the workers': tokenizer, chat template,
+//! detokenizer and stop strings.
+//!
+//! Nothing here waits or talks to anyone; encoding long text takes CPU time, and
+//! the callers move it off the I/O threads. Read `tokenizer` first.
+
+pub mod chat_template;
+pub mod detokenizer;
+pub mod stop;
+pub mod tokenizer;
+
+mod fingerprint;
+#[cfg(test)]
+mod tests;
+
+use chat_template::{ChatMessage, ChatTemplate, LLAMA3_TEMPLATE, TemplateError, TemplateTokens};
+use gguf::{Gguf, GgufError};
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use tokenizer::{Tokenizer, TokenizerError};
+
+/// How much of a GGUF file is read at first to find its metadata; that of a
+/// Llama 3 file takes 8 MB.
+const FIRST_READ_BYTES: u64 = 16 << 20;
+/// The most that metadata may take.
+const MAX_METADATA_BYTES: u64 = 256 << 20;
+
+/// Everything of a model that concerns text.
+#[derive(Debug)]
+pub struct TextModel {
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversations to text; a base model has none.
+    pub chat_template: Option<ChatTemplate>,
+    /// SHA-256, in hex, over all of the files that turns text into ids: a worker
+    /// with another fingerprint means other words by its ids.
+    pub fingerprint: String,
+}
+
+/// Why a model's text files cannot be used, or a prompt cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The tokenizer cannot be made, or cannot encode.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template cannot be used, or does not render the messages.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The model has no chat template.
+    #[error("the model has no chat template, only plain completion")]
+    NoTemplate,
+}
+
+impl TextModel {
+    /// Reads the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// [`TextError`] names the file, the key and what is wrong with it.
+    pub fn from_gguf(path: &Path) -> Result<Self, TextError> {
+        let bytes = metadata_bytes(path)?;
+        let metadata = Gguf::parse_metadata(&bytes).map_err(TokenizerError::from)?;
+        let tokenizer = Tokenizer::from_gguf(&metadata)?;
+        let text_of = |key: &str| {
+            let id = metadata.optional_u32(key).map_err(TokenizerError::from)?;
+            Ok::<_, TextError>(id.map(|id| tokenizer.token_text(id)).unwrap_or_default())
+        };
+        let tokens = TemplateTokens {
+            bos: text_of("tokenizer.ggml.bos_token_id")?,
+            eos: text_of("tokenizer.ggml.eos_token_id")?,
+            control: tokenizer.control_tokens(),
+        };
+        let template =
+            metadata.optional_str("tokenizer.chat_template").map_err(TokenizerError::from)?;
+        let chat_template = match template {
+            Some(template) => Some(ChatTemplate::new(template, "gguf metadata", tokens)?),
+            None => built_in(&tokenizer, tokens)?,
+        };
+        let fingerprint = fingerprint::of_gguf(&metadata);
+        Ok(Self { tokenizer: Arc::new(tokenizer), chat_template, fingerprint })
+    }
+
+    /// Reads a Hugging Face directory: `tokenizer.json`, and if they are there
+    /// `tokenizer_config.json`, `generation_config.json` and `chat_template.jinja`.
+    ///
+    /// # Errors
+    /// [`TextError`] names the file and what is wrong with it.
+    pub fn from_hugging_face(dir: &Path) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::from_hugging_face(dir)?;
+        let config = tokenizer::optional_json(&dir.join("tokenizer_config.json"))?;
+        let text_of = |key| tokenizer::special_text(&config, key).unwrap_or_default().to_owned();
+        let tokens = TemplateTokens {
+            bos: text_of("bos_token"),
+            eos: text_of("eos_token"),
+            control: tokenizer.control_tokens(),
+        };
+        let chat_template = match hugging_face_template(dir, &config)? {
+            Some((template, source)) => Some(ChatTemplate::new(&template, source, tokens)?),
+            None => built_in(&tokenizer, tokens)?,
+        };
+        let fingerprint = fingerprint::of_hugging_face(dir)?;
+        Ok(Self { tokenizer: Arc::new(tokenizer), chat_template, fingerprint })
+    }
+
+    /// The ids of a conversation, ready for the assistant's turn if
+    /// `add_generation_prompt`. Control tokens come from the template alone.
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`], or what the template says of the messages.
+    pub fn encode_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, TextError> {
+        let template = self.chat_template.as_ref().ok_or(TextError::NoTemplate)?;
+        let rendered = template.render(messages, add_generation_prompt)?;
+        Ok(self.tokenizer.encode_prompt(&rendered.text, &rendered.content)?)
+    }
+
+    /// The ids of a text to complete: what was written, after the token that
+    /// starts a text if the model was trained with one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_text`].
+    pub fn encode_completion(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let bos = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos());
+        let mut ids: Vec<u32> = bos.into_iter().collect();
+        ids.extend(self.tokenizer.encode_text(text)?);
+        Ok(ids)
+    }
+}
+
+/// Llama 3's own format if the model has its control tokens.
+fn built_in(
+    tokenizer: &Tokenizer,
+    mut tokens: TemplateTokens,
+) -> Result<Option<ChatTemplate>, TextError> {
+    let needed = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"];
+    if !needed.iter().all(|name| tokenizer.special_id(name).is_some()) {
+        return Ok(None);
+    }
+    tokens.bos = "<|begin_of_text|>".to_owned();
+    Ok(Some(ChatTemplate::new(LLAMA3_TEMPLATE, "built in for Llama 3", tokens)?))
+}
+
+/// The template of a directory and where in it: a file of its own, or one in
+/// `tokenizer_config.json`, there alone or as "default" among several.
+fn hugging_face_template(
+    dir: &Path,
+    config: &Value,
+) -> Result<Option<(String, &'static str)>, TextError> {
+    let path = dir.join("chat_template.jinja");
+    match tokenizer::read_bounded(&path, 1 << 20) {
+        Ok(bytes) => {
+            let template = String::from_utf8_lossy(&bytes).into_owned();
+            return Ok(Some((template, "chat_template.jinja")));
+        }
+        Err(TokenizerError::Read { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    let template = match &config["chat_template"] {
+        Value::Array(named) => {
+            let default = named.iter().find(|template| template["name"] == "default");
+            default.and_then(|template| template["template"].as_str())
+        }
+        template => template.as_str(),
+    };
+    Ok(template.map(|template| (template.to_owned(), "tokenizer_config.json")))
+}
+
+/// The beginning of a GGUF file, as far as its metadata reaches.
+fn metadata_bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    let mut want = FIRST_READ_BYTES;
+    loop {
+        let missing = want - bytes.len() as u64;
+        let read = file.by_ref().take(missing).read_to_end(&mut bytes).map_err(failed)?;
+        let is_end = (read as u64) < missing;
+        match Gguf::parse_metadata(&bytes) {
+            Err(GgufError::Truncated { .. }) if !is_end && want < MAX_METADATA_BYTES => want *= 2,
+            Err(error) => return Err(error.into()),
+            Ok(_) => return Ok(bytes),
+        }
+    }
+}
