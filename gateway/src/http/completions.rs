@@ -1,0 +1,121 @@
+//! `POST /v1/completions`.
+
+use axum::extract::{Extension, Request, State};
+use axum::response::Response;
+
+use super::answers::{Answer, gather};
+use super::door::{Arrival, HttpState};
+use super::reply::{event_stream, json_with_timing};
+use super::sse::{Format, write_event};
+use super::wire::completions::parse_completion;
+use super::wire::options::ReplyOptions;
+use super::wire::render::{add_completion_logprobs, stop_reason, usage_body};
+use super::wire::reply::{
+    CompletionChoice, CompletionLogprobs, Identity, Reply, SYSTEM_FINGERPRINT, UsageBody,
+};
+use crate::error::GatewayError;
+use crate::request::ValidRequest;
+use crate::text_stream::{Delta, TokenLogprob, Usage};
+
+pub(super) async fn completions(
+    State(state): State<HttpState>,
+    Extension(arrival): Extension<Arrival>,
+    request: Request,
+) -> Result<Response, GatewayError> {
+    let body = state.body(request).await?;
+    let (mut generate, options) = parse_completion(&body)?;
+    drop(body);
+    arrival.complete(&mut generate)?;
+    let valid = ValidRequest::new(generate, state.spine.limits())?;
+    let identity = Identity::new("cmpl", valid.model());
+    let num_answers = valid.prompts().len() * valid.n() as usize;
+    let wants_logprobs = valid.logprobs().is_some();
+    let events = state.spine.generate(valid, arrival.context()).await?;
+    if options.stream {
+        return event_stream(events, CompletionEvents { identity, options }).await;
+    }
+    let (answers, usage) = gather(events, num_answers).await?;
+    let choice =
+        |(i, answer): (usize, Answer)| whole_choice(i as u32, answer, &options, wants_logprobs);
+    let choices = answers.into_iter().enumerate().map(choice).collect();
+    let reply = reply(&identity, choices, Some(usage_body(&usage)));
+    Ok(json_with_timing(&reply, &usage))
+}
+
+fn reply(
+    identity: &Identity,
+    choices: Vec<CompletionChoice>,
+    usage: Option<UsageBody>,
+) -> Reply<'_, CompletionChoice> {
+    Reply {
+        id: &identity.id,
+        object: "text_completion",
+        created: identity.created,
+        model: &identity.model,
+        system_fingerprint: SYSTEM_FINGERPRINT,
+        choices,
+        usage,
+        prompt_token_ids: None,
+    }
+}
+
+fn whole_choice(
+    index: u32,
+    answer: Answer,
+    options: &ReplyOptions,
+    wants_logprobs: bool,
+) -> CompletionChoice {
+    CompletionChoice {
+        index,
+        logprobs: wants_logprobs.then(|| columns(&answer.logprobs, options)),
+        finish_reason: Some(answer.finish_reason()),
+        stop_reason: answer.stop_reason(),
+        token_ids: options.return_token_ids.then_some(answer.token_ids),
+        prompt_token_ids: answer.prompt_token_ids,
+        text: answer.text,
+    }
+}
+
+fn columns(tokens: &[TokenLogprob], options: &ReplyOptions) -> CompletionLogprobs {
+    let mut columns = CompletionLogprobs::default();
+    add_completion_logprobs(&mut columns, tokens, options);
+    columns
+}
+
+/// Writes a completion's deltas as events.
+struct CompletionEvents {
+    identity: Identity,
+    options: ReplyOptions,
+}
+
+impl Format for CompletionEvents {
+    fn delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
+        let with_ids =
+            self.options.return_token_ids && !delta.prompt && !delta.token_ids.is_empty();
+        let says_nothing = delta.text.is_empty()
+            && delta.finish.is_none()
+            && delta.logprobs.is_empty()
+            && delta.prompt_token_ids.is_none()
+            && !with_ids;
+        if says_nothing {
+            return;
+        }
+        let finish = delta.finish.as_ref();
+        let choice = CompletionChoice {
+            index: delta.choice,
+            text: delta.text,
+            logprobs: (!delta.logprobs.is_empty()).then(|| columns(&delta.logprobs, &self.options)),
+            finish_reason: finish.map(|finish| finish.reason.as_str()),
+            stop_reason: finish.and_then(|finish| finish.stop_reason.as_ref()).map(stop_reason),
+            token_ids: with_ids.then_some(delta.token_ids),
+            prompt_token_ids: delta.prompt_token_ids,
+        };
+        write_event(&reply(&self.identity, vec![choice], None), out);
+    }
+
+    fn done(&mut self, usage: Usage, out: &mut Vec<u8>) {
+        if self.options.include_usage {
+            write_event(&reply(&self.identity, Vec::new(), Some(usage_body(&usage))), out);
+        }
+    }
+}
