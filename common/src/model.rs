@@ -156,6 +156,15 @@ impl ModelFiles {
             .unwrap_or_else(|| words(&self.own_name())))
     }
 
+    /// The start of a GGUF file, for [`Gguf::parse_metadata`]: long enough to
+    /// hold its metadata, and much shorter than a model.
+    ///
+    /// # Errors
+    /// The file cannot be read, or its metadata is damaged.
+    pub fn gguf_metadata_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
+        metadata_prefix(path)
+    }
+
     fn own_name(&self) -> String {
         // "." and ".." have names too.
         let path = self.path().canonicalize().unwrap_or_else(|_| self.path().to_owned());

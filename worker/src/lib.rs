@@ -3,6 +3,22 @@
 //! Modules in the order a request meets them. Must never know text or HTTP.
 #![forbid(unsafe_code)]
 
-pub mod engine;
+pub mod cli;
+
+pub mod app;
+pub mod config;
+pub mod error;
+pub mod identity;
+pub mod listen;
+mod memory;
+pub mod metrics;
+
+pub mod service;
+
+pub mod convert;
 pub mod generation;
+
+pub mod engine;
 pub mod sampler;
+
+pub mod backend;

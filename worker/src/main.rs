@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The `worker` binary; `llama-mesh worker` is the same.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    worker::cli::run(std::env::args_os())
+}

@@ -1,0 +1,205 @@
+//! The single `match` on what the worker runs on. Nothing else names a mesh.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::config::ConfigError;
+use common::model::ModelFiles;
+use llama::{
+    Checkpoint, DTypePolicy, LlamaConfig, LoadOptions, LoadProgress, Optimizations, Runner,
+    ShardPlan,
+};
+use mesh::DType;
+use mesh_cpu::CpuMesh;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{MeshChoice, WorkerConfig};
+use crate::engine::{
+    ClientLimits, Engine, EngineConfig, EngineHandle, EngineOptions, EngineThread, Forward,
+};
+use crate::error::WorkerError;
+use crate::identity::{DeviceIdentity, Identity, Limits, ModelIdentity, eos_token_ids};
+use crate::memory;
+
+/// Most memory that the KV cache takes unasked.
+const DEFAULT_KV_BYTES: u64 = 1 << 30;
+/// Rows of logits in one step: bounds the memory of prompt log-probabilities.
+const MAX_LOGIT_ROWS: usize = 64;
+/// Steps in a client's channel; it reads each at once unless it is slow.
+const CHANNEL_CAPACITY: usize = 64;
+/// Tokens kept for a slow client before its sequences are paused.
+const OUTBOX_TOKENS: usize = 4096;
+/// How long a client may take nothing before its sequences are cancelled.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A loaded model in a running engine.
+#[derive(Debug)]
+pub struct Backend {
+    /// To talk to the engine.
+    pub engine: EngineHandle,
+    /// The thread, to join when every handle is gone.
+    pub thread: EngineThread,
+    /// What it is.
+    pub identity: Identity,
+}
+
+/// Loads the model and starts the engine. Blocks for as long as that takes;
+/// `progress` hears of every weight.
+///
+/// Whatever can be refused is refused before a weight is read.
+///
+/// # Errors
+/// By what would help: other settings, other files, another machine.
+pub fn load(
+    config: &WorkerConfig,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Backend, WorkerError> {
+    let path = config.model.clone().ok_or_else(no_model)?;
+    let files = ModelFiles::locate(&path)?;
+    let checkpoint = Checkpoint::open(files.path())?;
+    let MeshChoice::Cpu { num_chips } = config.mesh()?;
+    // For its error, which names the numbers of chips that fit.
+    ShardPlan::new(checkpoint.config(), num_chips as usize)?;
+    let optimizations = Optimizations::from(config.optimizations);
+    let policy = DTypePolicy::choose(checkpoint.config(), optimizations);
+    let limits = limits(config, checkpoint.config(), policy.kv_cache)?;
+    let options = LoadOptions {
+        policy,
+        max_model_len: limits.max_model_len as usize,
+        kv_blocks: limits.num_kv_blocks as usize,
+        kv_block_size: limits.kv_block_size as usize,
+    };
+    let vocab_size = u32::try_from(checkpoint.config().vocab_size)
+        .map_err(|_| ConfigError::value("model", "has a vocabulary beyond 32 bits"))?;
+    let model = ModelIdentity {
+        name: config.served_model_name.clone().map_or_else(|| files.name(), Ok)?,
+        architecture: checkpoint.architecture().to_owned(),
+        weight_fingerprint: checkpoint.weight_fingerprint().to_owned(),
+        tokenizer_fingerprint: files.tokenizer_fingerprint()?,
+        vocab_size,
+        eos_token_ids: eos_token_ids(&files, vocab_size),
+    };
+    tracing::info!(model = model.name, num_chips, %policy, ?limits, "loading");
+    let runner = Runner::load(
+        CpuMesh::new(num_chips as usize, config.num_threads())?,
+        &checkpoint,
+        &options,
+        progress,
+    )?;
+    let description = runner.mesh_description();
+    let device = DeviceIdentity {
+        name: description.device,
+        num_chips,
+        optimizations: optimizations.to_string(),
+        weight_dtype: policy.attention.to_string(),
+        kv_dtype: policy.kv_cache.to_string(),
+        logits_dtype: description.logits_dtype.to_string(),
+    };
+    let identity = Identity { model, device, limits, prefix_cache: config.prefix_cache };
+    start(runner, config.waiting_seqs(), identity)
+}
+
+/// Starts an engine that steps `forward` within the identity's limits.
+///
+/// # Errors
+/// The operating system gives no thread.
+pub fn start<F: Forward + 'static>(
+    forward: F,
+    waiting_seqs: u32,
+    identity: Identity,
+) -> Result<Backend, WorkerError> {
+    let limits = identity.limits;
+    let max_num_seqs = limits.max_num_seqs as usize;
+    let options = EngineOptions {
+        config: EngineConfig {
+            max_num_seqs,
+            max_num_batched_tokens: limits.max_num_batched_tokens as usize,
+            max_model_len: limits.max_model_len as usize,
+            num_kv_blocks: limits.num_kv_blocks as usize,
+            kv_block_size: limits.kv_block_size as usize,
+            max_logit_rows: max_num_seqs.max(MAX_LOGIT_ROWS),
+            prefix_cache: identity.prefix_cache,
+            prefill_with_decode: true,
+        },
+        // All that the credits allow may arrive between two steps.
+        max_waiting_seqs: max_num_seqs + waiting_seqs as usize,
+        client_limits: ClientLimits {
+            channel_capacity: CHANNEL_CAPACITY,
+            outbox_tokens: OUTBOX_TOKENS,
+            patience: CLIENT_PATIENCE,
+        },
+        cache_key: random_key(),
+    };
+    let (engine, thread) = Engine::start(forward, options)?;
+    Ok(Backend { engine, thread, identity })
+}
+
+/// The model's path: the setting, else `$LLAMA_DIR`.
+#[must_use]
+pub fn model_path(config: &WorkerConfig, llama_dir: Option<PathBuf>) -> Option<PathBuf> {
+    config.model.clone().or(llama_dir.filter(|path| !path.as_os_str().is_empty()))
+}
+
+fn no_model() -> ConfigError {
+    ConfigError::value("model", "is unset, and so is $LLAMA_DIR: name a directory or a .gguf file")
+}
+
+/// Sizes the KV cache, and sequences by it.
+fn limits(
+    config: &WorkerConfig,
+    model: &LlamaConfig,
+    kv_dtype: DType,
+) -> Result<Limits, ConfigError> {
+    let block_size = u64::from(config.kv.block_size);
+    let model_len = model.max_position_embeddings as u64;
+    let wanted_len = config.max_model_len.map_or(model_len, u64::from);
+    if wanted_len > model_len {
+        let reason = format!("is {wanted_len}, the model was made for {model_len}");
+        return Err(ConfigError::value("max_model_len", reason));
+    }
+    let num_blocks = match (config.kv.blocks, config.kv.memory_mib) {
+        (Some(blocks), _) => u64::from(blocks),
+        (None, Some(mib)) => mib.saturating_mul(1 << 20) / block_bytes(config, model, kv_dtype),
+        (None, None) => {
+            let free = memory::available_bytes().unwrap_or(DEFAULT_KV_BYTES * 2) / 2;
+            let in_budget = DEFAULT_KV_BYTES.min(free) / block_bytes(config, model, kv_dtype);
+            let useful = wanted_len.div_ceil(block_size) * u64::from(config.max_num_seqs);
+            useful.min(in_budget)
+        }
+    };
+    let num_kv_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
+    let cache_len = u64::from(num_kv_blocks) * block_size;
+    if config.max_model_len.is_some() && wanted_len > cache_len || cache_len == 0 {
+        let reason = format!(
+            "is {wanted_len}, the KV cache of {num_kv_blocks} blocks of {block_size} tokens \
+             holds {cache_len}: set kv.blocks or kv.memory_mib higher, or max_model_len lower"
+        );
+        return Err(ConfigError::value("max_model_len", reason));
+    }
+    Ok(Limits {
+        max_model_len: u32::try_from(wanted_len.min(cache_len)).unwrap_or(u32::MAX),
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        num_kv_blocks,
+        kv_block_size: config.kv.block_size,
+        max_logprobs: config.max_logprobs,
+    })
+}
+
+/// Memory of one block over all layers and chips, in bytes.
+fn block_bytes(config: &WorkerConfig, model: &LlamaConfig, kv_dtype: DType) -> u64 {
+    let values = 2 * model.num_hidden_layers * model.key_value_size();
+    let values = values as f64 * f64::from(config.kv.block_size);
+    (values * kv_dtype.bits_per_value() / 8.0).ceil().max(1.0) as u64
+}
+
+/// 32 bytes that others cannot guess, from the keys that the standard library
+/// draws from the operating system for its hash maps.
+fn random_key() -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for _ in 0..4 {
+        hash.update(RandomState::new().build_hasher().finish().to_le_bytes());
+    }
+    hash.finalize().into()
+}
