@@ -71,24 +71,28 @@ mod tests {
 
     #[test]
     fn scaled_frequencies_match_the_published_vectors() {
-        let f8 = [
+        // Published with nine digits: more than an f32 literal can hold.
+        let factor_8: &[(usize, f64)] = &[
             (0, 1.0),
-            (1, 0.814_617_2),
-            (28, 0.003_211_446),
-            (29, 0.002_166_570_8),
-            (30, 0.001_371_893_6),
-            (35, 9.556_212e-5),
-            (63, 3.068_926e-7),
+            (1, 0.814617234),
+            (28, 0.00321144599),
+            (29, 0.00216657076),
+            (30, 0.00137189357),
+            (35, 9.55621235e-5),
+            (63, 3.06892599e-7),
         ];
-        let f32_ =
-            [(29, 0.002_118_407), (30, 0.001_290_547_9), (35, 2.389_053_1e-5), (63, 7.672_315e-8)];
-        let f32_half = [(1, 0.663_601_24), (28, 3.222_932_9e-7), (30, 1.419_272e-7)];
-        let cases: [(Llama3Size, &[(usize, f32)]); 3] =
-            [(Llama3Size::B8, &f8), (Llama3Size::B3, &f32_), (Llama3Size::B1, &f32_half)];
-        for (size, vectors) in cases {
+        let factor_32: &[(usize, f64)] =
+            &[(29, 0.002118407), (30, 0.00129054793), (35, 2.38905309e-5), (63, 7.67231497e-8)];
+        let factor_32_half: &[(usize, f64)] =
+            &[(1, 0.663601238), (28, 3.22293293e-7), (30, 1.41927203e-7)];
+        for (size, vectors) in [
+            (Llama3Size::B8, factor_8),
+            (Llama3Size::B3, factor_32),
+            (Llama3Size::B1, factor_32_half),
+        ] {
             let frequencies = inverse_frequencies(&llama3(size));
             for &(pair, expected) in vectors {
-                let relative = (frequencies[pair] - expected).abs() / expected;
+                let relative = (f64::from(frequencies[pair]) - expected).abs() / expected;
                 assert!(relative < 1e-6, "{size:?} pair {pair}: {} {expected}", frequencies[pair]);
             }
         }
