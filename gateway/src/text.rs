@@ -9,24 +9,16 @@ pub mod detokenizer;
 pub mod stop;
 pub mod tokenizer;
 
-mod fingerprint;
 #[cfg(test)]
 mod tests;
 
 use chat_template::{ChatMessage, ChatTemplate, LLAMA3_TEMPLATE, TemplateError, TemplateTokens};
-use gguf::{Gguf, GgufError};
+use common::model::{ModelError, ModelFiles};
+use gguf::Gguf;
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizer::{Tokenizer, TokenizerError};
-
-/// How much of a GGUF file is read at first to find its metadata; that of a
-/// Llama 3 file takes 8 MB.
-const FIRST_READ_BYTES: u64 = 16 << 20;
-/// The most that metadata may take.
-const MAX_METADATA_BYTES: u64 = 256 << 20;
 
 /// Everything of a model that concerns text.
 #[derive(Debug)]
@@ -35,14 +27,17 @@ pub struct TextModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text; a base model has none.
     pub chat_template: Option<ChatTemplate>,
-    /// SHA-256, in hex, over all of the files that turns text into ids: a worker
-    /// with another fingerprint means other words by its ids.
+    /// [`ModelFiles::tokenizer_fingerprint`]: a worker with another one means
+    /// other words by its ids.
     pub fingerprint: String,
 }
 
 /// Why a model's text files cannot be used, or a prompt cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
+    /// The model's files cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// The tokenizer cannot be made, or cannot encode.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -55,12 +50,30 @@ pub enum TextError {
 }
 
 impl TextModel {
+    /// Reads what of a model's files concerns text.
+    ///
+    /// # Errors
+    /// [`TextError`] names the file and what is wrong with it. Meta's
+    /// `tokenizer.model` is refused as not supported.
+    pub fn load(files: &ModelFiles) -> Result<Self, TextError> {
+        match files {
+            ModelFiles::Gguf(path) => Self::from_gguf(path),
+            ModelFiles::HuggingFace(dir) => Self::from_hugging_face(dir),
+            ModelFiles::Meta(dir) => Err(TokenizerError::Unsupported {
+                what: "the tokenizer of a Meta checkpoint",
+                found: dir.join("tokenizer.model").display().to_string(),
+                supported: "a GGUF file, a Hugging Face directory",
+            }
+            .into()),
+        }
+    }
+
     /// Reads the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`TextError`] names the file, the key and what is wrong with it.
     pub fn from_gguf(path: &Path) -> Result<Self, TextError> {
-        let bytes = metadata_bytes(path)?;
+        let bytes = ModelFiles::gguf_metadata_bytes(path)?;
         let metadata = Gguf::parse_metadata(&bytes).map_err(TokenizerError::from)?;
         let tokenizer = Tokenizer::from_gguf(&metadata)?;
         let text_of = |key: &str| {
@@ -78,7 +91,7 @@ impl TextModel {
             Some(template) => Some(ChatTemplate::new(template, "gguf metadata", tokens)?),
             None => built_in(&tokenizer, tokens)?,
         };
-        let fingerprint = fingerprint::of_gguf(&metadata);
+        let fingerprint = ModelFiles::Gguf(path.to_owned()).tokenizer_fingerprint()?;
         Ok(Self { tokenizer: Arc::new(tokenizer), chat_template, fingerprint })
     }
 
@@ -100,7 +113,7 @@ impl TextModel {
             Some((template, source)) => Some(ChatTemplate::new(&template, source, tokens)?),
             None => built_in(&tokenizer, tokens)?,
         };
-        let fingerprint = fingerprint::of_hugging_face(dir)?;
+        let fingerprint = ModelFiles::HuggingFace(dir.to_owned()).tokenizer_fingerprint()?;
         Ok(Self { tokenizer: Arc::new(tokenizer), chat_template, fingerprint })
     }
 
@@ -169,22 +182,4 @@ fn hugging_face_template(
         template => template.as_str(),
     };
     Ok(template.map(|template| (template.to_owned(), "tokenizer_config.json")))
-}
-
-/// The beginning of a GGUF file, as far as its metadata reaches.
-fn metadata_bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
-    let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    let mut want = FIRST_READ_BYTES;
-    loop {
-        let missing = want - bytes.len() as u64;
-        let read = file.by_ref().take(missing).read_to_end(&mut bytes).map_err(failed)?;
-        let is_end = (read as u64) < missing;
-        match Gguf::parse_metadata(&bytes) {
-            Err(GgufError::Truncated { .. }) if !is_end && want < MAX_METADATA_BYTES => want *= 2,
-            Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(bytes),
-        }
-    }
 }

@@ -107,9 +107,10 @@ fn a_directory_may_keep_its_template_in_three_places() {
 fn a_file_that_is_no_gguf_is_an_error() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"GGUF\x03\0\0\0").unwrap();
-    let error = TextModel::from_gguf(file.path()).unwrap_err();
-    assert!(matches!(
-        error,
-        TextError::Tokenizer(TokenizerError::Gguf(GgufError::Truncated { .. }))
-    ));
+    let files = ModelFiles::Gguf(file.path().to_owned());
+    let error = TextModel::load(&files).unwrap_err();
+    assert!(matches!(error, TextError::Model(ModelError::Gguf { .. })), "{error}");
+    let meta = ModelFiles::Meta(file.path().to_owned());
+    let error = TextModel::load(&meta).unwrap_err().to_string();
+    assert!(error.contains("supported are: a GGUF file"), "{error}");
 }

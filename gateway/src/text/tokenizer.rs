@@ -32,9 +32,7 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 use vocabulary::{Token, TokenKind, Vocabulary};
 
-pub(super) use hugging_face::{
-    MAX_JSON_BYTES, optional_json, read_bounded, token_text as special_text,
-};
+pub(super) use hugging_face::{optional_json, read_bounded, token_text as special_text};
 
 /// Whether control tokens show in decoded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 
 /// The largest JSON file read; Llama 3's `tokenizer.json` has 9 MB.
-pub(in super::super) const MAX_JSON_BYTES: u64 = 128 << 20;
+const MAX_JSON_BYTES: u64 = 128 << 20;
 
 /// Llama 3's pattern as its `tokenizer.json` spells it.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
