@@ -15,7 +15,7 @@
 
 use crate::bfp;
 use crate::convert::{bf16_from_f32, f32_from_bf16};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, from_memory};
 use crate::packed::Format;
 
 /// Rows of a block.
@@ -163,9 +163,10 @@ pub(crate) unsafe fn decode<V: Lanes>(
         Format::Bfp4 => {
             // SAFETY: as above.
             unsafe {
-                let scales = V::load_scales(block, exponent_shift(format)).to_array();
-                decode_bfp4_half::<V>(exponents, &scales, 0, block.add(EXPONENTS), out);
-                decode_bfp4_half::<V>(exponents, &scales, 8, block.add(EXPONENTS + 64), out);
+                let mut scales = V::load_scales(block, exponent_shift(format)).to_array();
+                let scales = from_memory(&mut scales);
+                decode_bfp4_half::<V>(exponents, scales, 0, block.add(EXPONENTS), out);
+                decode_bfp4_half::<V>(exponents, scales, 8, block.add(EXPONENTS + 64), out);
             }
         }
     }
@@ -178,7 +179,8 @@ unsafe fn decode_bfp8<V: Lanes>(exponents: Exponents, block: *const u8, out: *mu
     // SAFETY: by this function's contract: 16 exponents, then 16 rows of 16 bytes.
     unsafe {
         let lane_scales = V::load_scales(block, exponent_shift(Format::Bfp8));
-        let row_scales = lane_scales.to_array();
+        let mut row_scales = lane_scales.to_array();
+        let row_scales = from_memory(&mut row_scales);
         let mut row = 0;
         while row < ROWS {
             let scale = match exponents {

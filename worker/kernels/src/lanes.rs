@@ -132,6 +132,14 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
+/// The same values, but to be read from memory: otherwise the compiler keeps a
+/// just stored vector in its register and broadcasts each lane by two
+/// shuffles, on the one port that the decoding of weights needs most.
+#[inline(always)]
+pub(crate) fn from_memory<T>(values: &mut T) -> &T {
+    std::hint::black_box(values)
+}
+
 /// `$visibility fn $name(isa, args…)` that runs the generic kernel `$kernel`
 /// compiled for `isa`.
 ///

@@ -9,7 +9,7 @@ use super::Tile;
 use crate::Format;
 use crate::block::{self, EXPONENTS, Exponents, ROWS, VALUES, block_bytes, exponent_shift};
 use crate::elementwise::load_partial;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, from_memory};
 
 /// How far ahead of its use a panel's memory is asked for. The hardware's
 /// prefetchers stop at pages, and four panels at once are four streams.
@@ -82,6 +82,7 @@ unsafe fn bfp8<V: Lanes, const P: usize>(x: &[f32], mut blocks: [*const u8; P]) 
         // SAFETY: the panels have a block for these inputs; rows below 16 are inside it.
         unsafe {
             let exact = scale_block::<V, P>(x, first, Format::Bfp8, &blocks, &mut scaled);
+            let scaled = from_memory(&mut scaled);
             if exact && count == ROWS {
                 let mut row = 0;
                 while row < ROWS {
@@ -116,9 +117,10 @@ unsafe fn bfp4<V: Lanes, const P: usize>(x: &[f32], mut blocks: [*const u8; P]) 
         // SAFETY: the panels have a block for these inputs.
         unsafe {
             let exact = scale_block::<V, P>(x, first, Format::Bfp4, &blocks, &mut scaled);
+            let scaled = from_memory(&mut scaled);
             if exact && count == ROWS {
-                bfp4_half(&blocks, 0, &scaled, &mut sums);
-                bfp4_half(&blocks, 8, &scaled, &mut sums);
+                bfp4_half(&blocks, 0, scaled, &mut sums);
+                bfp4_half(&blocks, 8, scaled, &mut sums);
             } else {
                 decoded_block(&x[first..first + count], Format::Bfp4, &blocks, &mut sums);
             }
