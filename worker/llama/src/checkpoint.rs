@@ -160,6 +160,8 @@ impl Checkpoint {
             check_directory(path)?;
             let (config, store) = safetensors::open(path)?;
             (Format::HuggingFace, config, None, store)
+        } else if !metadata.is_file() {
+            return Err(CheckpointError::unrecognised(path, "neither a file nor a directory"));
         } else {
             check_magic(path)?;
             let opened = gguf::open(path)?;

@@ -88,7 +88,8 @@ fn check_index(
     Ok(())
 }
 
-fn add_file(store: &mut TensorStore, path: &Path) -> Result<(), CheckpointError> {
+/// Adds a file and its tensors to the store.
+pub(super) fn add_file(store: &mut TensorStore, path: &Path) -> Result<(), CheckpointError> {
     let file = WeightFile::open(path)?;
     let mut prefix = [0; 8];
     if file.num_bytes() < 8 {

@@ -55,11 +55,12 @@ impl WeightFile {
     /// Opens `path` and notes its size and time.
     pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
+        // Before it is opened: opening a pipe waits for its other end.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(CheckpointError::malformed(path, "not a regular file"));
         }
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
         let (num_bytes, modified) = identity(&metadata);
         Ok(Self { path: path.to_owned(), file, num_bytes, modified })
     }

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -110,6 +111,7 @@ fn what_is_no_checkpoint_says_what_would_be() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     assert!(error_of(&path("absent")).contains("No such file"));
+    assert!(error_of(Path::new("/dev/null")).contains("neither a file nor a directory"));
     assert!(error_of(directory.path()).contains("no config.json"));
     fs::write(path("model.gguf"), "GG").unwrap();
     assert!(error_of(&path("model.gguf")).contains("not a GGUF file"));
@@ -260,4 +262,102 @@ fn rotary_scaling_comes_from_parameters_or_from_divisors() {
     model.write_gguf_with_divisors(&written.paths[0], &[1.0; 7]).unwrap();
     let error = error_of(&written.paths[0]);
     assert!(error.contains("rope_freqs.weight has shape [7], expected [1, 8]"), "{error}");
+}
+
+#[test]
+fn metadata_of_the_wrong_type_is_named() {
+    const KEYS: [&str; 12] = [
+        "llama.block_count",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.head_count_kv",
+        "llama.attention.key_length",
+        "llama.attention.value_length",
+        "llama.attention.layer_norm_rms_epsilon",
+        "llama.rope.dimension_count",
+        "llama.rope.freq_base",
+        "llama.context_length",
+        "llama.vocab_size",
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tiny.gguf");
+    TinyModel::new(tiny::config(), 1).write_gguf(&path).unwrap();
+    let good = fs::read(&path).unwrap();
+    for key in KEYS {
+        let needle = [&(key.len() as u64).to_le_bytes(), key.as_bytes()].concat();
+        let at = good.windows(needle.len()).position(|window| window == needle).unwrap();
+        let kind = at + needle.len();
+        // u32 ↔ f32, or an i32 (5) in place of either.
+        for other in [10 - good[kind], 5] {
+            let mut file = good.clone();
+            file[kind] = other;
+            fs::write(&path, file).unwrap();
+            let error = error_of(&path);
+            assert!(error.contains(&format!("{key} is ")), "{key}: {error}");
+            assert!(error.contains("must be "), "{key}: {error}");
+        }
+    }
+}
+
+/// A safetensors file of one norm gain `[4]` in the given type.
+fn half_values(dtype: ::safetensors::Dtype, bytes: &[u8]) -> Vec<f32> {
+    let view = ::safetensors::tensor::TensorView::new(dtype, vec![4], bytes).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.safetensors");
+    fs::write(&path, ::safetensors::serialize([("gain", view)], None).unwrap()).unwrap();
+    let mut store = TensorStore::default();
+    safetensors::add_file(&mut store, &path).unwrap();
+    let gain = TensorMatrix::new(&store, "gain".into(), [1, 4], RowOrder::AsStored).unwrap();
+    let mut values = vec![0.0; 4];
+    gain.read_rows(0, &mut values).unwrap();
+    values
+}
+
+#[test]
+fn half_precision_safetensors_are_read() {
+    let expected = [1.0, -0.5, 0.0, 96.0];
+    let f16: Vec<u8> =
+        expected.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+    let bf16: Vec<u8> =
+        expected.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+    assert_eq!(half_values(::safetensors::Dtype::F16, &f16), expected);
+    assert_eq!(half_values(::safetensors::Dtype::BF16, &bf16), expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn damaged_headers_never_panic(
+        gguf in any::<bool>(),
+        edits in prop::collection::vec((0_usize..3000, 0_usize..8, any::<u64>()), 1..4),
+    ) {
+        let config = LlamaConfig {
+            hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, vocab_size: 16,
+            num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8, ..tiny::config()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let (path, file) = if gguf {
+            let path = directory.path().join("tiny.gguf");
+            TinyModel::new(config, 1).write_gguf(&path).unwrap();
+            (path.clone(), path)
+        } else {
+            TinyModel::new(config, 1).write_hugging_face(directory.path()).unwrap();
+            (directory.path().to_owned(), directory.path().join("model.safetensors"))
+        };
+        let mut bytes = fs::read(&file).unwrap();
+        for (at, width, value) in edits {
+            // Extremes as often as noise, one byte as often as a whole length.
+            let value = [0, 1, 1 << 31, 1 << 63, u64::MAX, value][(value % 6) as usize];
+            let at = at % (bytes.len() - 8);
+            bytes[at..=at + width].copy_from_slice(&value.to_le_bytes()[..=width]);
+        }
+        fs::write(&file, bytes).unwrap();
+        if let Ok(checkpoint) = Checkpoint::open(&path) {
+            for name in WeightName::stored(checkpoint.config()) {
+                values(&checkpoint, name);
+            }
+        }
+    }
 }

@@ -7,8 +7,10 @@ use mesh_cpu::CpuMesh;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::RopeScaling;
 use crate::policy::Optimizations;
 use crate::reference;
+use crate::rope::inverse_frequencies;
 use crate::tiny::{self, TinyModel};
 
 const BLOCK_SIZE: usize = 16;
@@ -77,18 +79,61 @@ fn relative_error(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
 }
 
 #[test]
-fn logits_are_the_oracles_on_one_chip_and_on_two() {
-    for tied in [false, true] {
-        let config = LlamaConfig { tie_word_embeddings: tied, ..tiny::config() };
+fn logits_are_the_oracles_on_any_number_of_chips() {
+    let tied = LlamaConfig { tie_word_embeddings: true, ..tiny::config() };
+    let one_layer = LlamaConfig { num_hidden_layers: 1, ..tiny::config() };
+    // Every head its own KV head; heads wider together than the hidden size.
+    let wide = LlamaConfig {
+        hidden_size: 48,
+        num_attention_heads: 3,
+        num_key_value_heads: 3,
+        head_dim: 32,
+        intermediate_size: 96,
+        vocab_size: 264,
+        ..tiny::config()
+    };
+    let cases: [(LlamaConfig, &[usize]); 4] =
+        [(tiny::config(), &[1, 2]), (tied, &[1, 2]), (one_layer, &[1]), (wide, &[1, 3])];
+    for (config, chip_counts) in cases {
         let model = TinyModel::new(config, 3);
         let expected = reference::logits(&model, &TOKENS);
-        for chips in [1, 2] {
+        for &chips in chip_counts {
             let mut runner = runner(&model, chips, Optimizations::F32);
             let error = relative_error(&whole(&mut runner, &TOKENS), &expected);
             // Some 10 sums of up to 128 f32 products, each in another order.
-            assert!(error < 5e-6, "{chips} chips, tied {tied}: {error}");
+            assert!(error < 5e-6, "{chips} chips: {error}, {:?}", model.config());
         }
     }
+}
+
+#[test]
+fn rotary_scaling_reaches_the_graph_from_either_format() {
+    let scaling = RopeScaling {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
+    let plain = TinyModel::new(tiny::config(), 3);
+    let scaled = LlamaConfig { rope_scaling: Some(scaling), ..tiny::config() };
+    let divisors: Vec<f32> = inverse_frequencies(&tiny::config())
+        .iter()
+        .zip(inverse_frequencies(&scaled))
+        .map(|(plain, scaled)| plain / scaled)
+        .collect();
+    let directory = tempfile::tempdir().unwrap();
+    let paths = ["hugging_face", "scaled.gguf"].map(|name| directory.path().join(name));
+    let scaled = TinyModel::new(scaled, 3);
+    scaled.write_hugging_face(&paths[0]).unwrap();
+    scaled.write_gguf_with_divisors(&paths[1], &divisors).unwrap();
+    let [hugging_face, gguf] = paths.map(|path| {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let options = options(scaled.config(), Optimizations::F32);
+        let mesh = CpuMesh::new(1, 1).unwrap();
+        whole(&mut Runner::load(mesh, &checkpoint, &options, &mut |_| {}).unwrap(), &TOKENS)
+    });
+    assert!(relative_error(&gguf, &hugging_face) < 1e-5);
+    assert!(relative_error(&gguf, &reference::logits(&plain, &TOKENS)) > 1e-3);
 }
 
 #[test]
