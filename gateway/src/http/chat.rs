@@ -151,3 +151,123 @@ impl Format for ChatEvents {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::text_stream::{Finish, FinishReason, StopReason, TokenLogprob, TopLogprob};
+
+    /// Each event's JSON without what all have in common.
+    fn events(options: &ReplyOptions, num_answers: usize, deltas: Vec<Delta>) -> Vec<Value> {
+        let identity = Identity::new("chatcmpl", "tiny");
+        let mut format = ChatEvents::new(identity.clone(), options.clone(), num_answers);
+        let mut out = Vec::new();
+        for delta in deltas {
+            format.delta(delta, &mut out);
+        }
+        let usage = Usage { prompt_tokens: 5, completion_tokens: 2, ..Default::default() };
+        format.done(usage, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let event = |event: &str| {
+            let mut json: Value = serde_json::from_str(event.strip_prefix("data: ")?).unwrap();
+            let object = json.as_object_mut().unwrap();
+            assert_eq!(object.remove("id").unwrap(), identity.id);
+            assert_eq!(object.remove("object").unwrap(), "chat.completion.chunk");
+            assert_eq!(object.remove("model").unwrap(), "tiny");
+            assert!(object.remove("created").unwrap().is_u64());
+            assert!(object.remove("system_fingerprint").unwrap().is_string());
+            Some(json)
+        };
+        text.split("\n\n").filter_map(event).collect()
+    }
+
+    fn delta(choice: u32, text: &str) -> Delta {
+        Delta { choice, text: text.into(), token_ids: vec![7], ..Default::default() }
+    }
+
+    fn finish(reason: FinishReason, stop: Option<StopReason>) -> Option<Finish> {
+        Some(Finish { reason, stop_reason: stop })
+    }
+
+    #[test]
+    fn each_answer_begins_with_its_role_and_ends_with_its_reason() {
+        let last = Delta { finish: finish(FinishReason::Length, None), ..delta(0, "b") };
+        let deltas = vec![delta(0, "a"), delta(1, "x"), delta(0, ""), last];
+        let chunk = |index: u32, delta: Value, reason: Value| {
+            let choice = json!({
+                "index": index, "delta": delta, "logprobs": null, "finish_reason": reason,
+            });
+            json!({"choices": [choice]})
+        };
+        let role = json!({"role": "assistant", "content": ""});
+        let wanted = vec![
+            chunk(0, role.clone(), Value::Null),
+            chunk(0, json!({"content": "a"}), Value::Null),
+            chunk(1, role, Value::Null),
+            chunk(1, json!({"content": "x"}), Value::Null),
+            chunk(0, json!({"content": "b"}), json!("length")),
+        ];
+        assert_eq!(events(&ReplyOptions::default(), 2, deltas), wanted);
+    }
+
+    #[test]
+    fn usage_comes_last_and_only_if_asked_for() {
+        let options = ReplyOptions { include_usage: true, ..Default::default() };
+        let events = events(&options, 1, vec![delta(0, "a")]);
+        let last = events.last().unwrap();
+        assert_eq!(last["choices"], json!([]));
+        assert_eq!(last["usage"]["total_tokens"], 7);
+        assert_eq!(last["usage"]["prompt_tokens_details"], json!({"cached_tokens": 0}));
+        assert!(last["usage"]["timings"]["ttft_ms"].is_f64());
+        assert!(events[..events.len() - 1].iter().all(|event| event.get("usage").is_none()));
+    }
+
+    #[test]
+    fn ids_and_stop_reasons_are_passed_on() {
+        let options = ReplyOptions { return_token_ids: true, ..Default::default() };
+        let first = Delta { prompt_token_ids: Some(vec![1, 2]), ..delta(0, "") };
+        let stop = Some(StopReason::Text("END".into()));
+        let last = Delta { finish: finish(FinishReason::Stop, stop), ..delta(0, "") };
+        let events = events(&options, 1, vec![first, last]);
+        assert_eq!(events[0]["prompt_token_ids"], json!([1, 2]));
+        assert_eq!(events[1]["choices"][0]["token_ids"], json!([7]), "a token without text counts");
+        assert_eq!(events[2]["choices"][0]["stop_reason"], "END");
+        assert_eq!(events[2]["choices"][0]["delta"], json!({}));
+    }
+
+    #[test]
+    fn logprobs_have_bytes_and_alternatives() {
+        let top = |token_id, token: &str, logprob| TopLogprob {
+            token_id,
+            token: token.into(),
+            bytes: token.as_bytes().to_vec(),
+            logprob,
+        };
+        let token = TokenLogprob {
+            token_id: 7,
+            token: "\u{fffd}".into(),
+            bytes: vec![0xf0],
+            logprob: Some(-0.5),
+            top: vec![top(7, "a", -0.5), top(8, "b", f32::NEG_INFINITY)],
+            text_offset: 0,
+        };
+        let options = ReplyOptions::default();
+        let with = Delta { logprobs: vec![token], ..delta(0, "") };
+        let logprobs = &events(&options, 1, vec![with.clone()])[1]["choices"][0]["logprobs"];
+        assert_eq!(
+            *logprobs,
+            json!({"content": [{
+                "token": "\u{fffd}", "logprob": -0.5, "bytes": [240],
+                "top_logprobs": [
+                    {"token": "a", "logprob": -0.5, "bytes": [97]},
+                    {"token": "b", "logprob": -9999.0, "bytes": [98]},
+                ],
+            }], "refusal": null}),
+        );
+        let options = ReplyOptions { tokens_as_ids: true, ..Default::default() };
+        let logprobs = &events(&options, 1, vec![with])[1]["choices"][0]["logprobs"];
+        assert_eq!(logprobs["content"][0]["token"], "token_id:7");
+    }
+}

@@ -119,3 +119,92 @@ impl Format for CompletionEvents {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::text_stream::{Finish, FinishReason, TopLogprob};
+
+    fn token(token_id: u32, token: &str, logprob: Option<f32>, text_offset: u32) -> TokenLogprob {
+        let top = |(token_id, token, logprob): (u32, &str, f32)| TopLogprob {
+            token_id,
+            token: token.into(),
+            bytes: Vec::new(),
+            logprob,
+        };
+        let top = [(1, "the", -0.25), (2, "the", -3.0)].map(top).into();
+        TokenLogprob { token_id, token: token.into(), bytes: Vec::new(), logprob, top, text_offset }
+    }
+
+    #[test]
+    fn an_echoed_and_scored_prompt_stands_in_front() {
+        let tokens = vec![token(5, "He", None, 0), token(6, "llo", Some(-1.5), 2)];
+        let answer = Answer {
+            text: "Hello".into(),
+            logprobs: tokens,
+            finish: Some(Finish { reason: FinishReason::Length, stop_reason: None }),
+            ..Default::default()
+        };
+        let choice = whole_choice(3, answer, &ReplyOptions::default(), true);
+        assert_eq!(
+            serde_json::to_value(choice).unwrap(),
+            json!({
+                "index": 3, "text": "Hello", "finish_reason": "length", "stop_reason": null,
+                "logprobs": {
+                    "tokens": ["He", "llo"],
+                    "token_logprobs": [null, -1.5],
+                    "top_logprobs": [null, {"the": -0.25, "llo": -1.5}],
+                    "text_offset": [0, 2],
+                },
+            }),
+            "the likelier of two tokens that look the same is kept, the chosen one is added"
+        );
+    }
+
+    #[test]
+    fn logprobs_are_null_unless_asked_for_and_empty_if_there_is_no_token() {
+        let choice = |wanted| {
+            let choice = whole_choice(0, Answer::default(), &ReplyOptions::default(), wanted);
+            serde_json::to_value(choice).unwrap()["logprobs"].clone()
+        };
+        assert_eq!(choice(false), Value::Null);
+        assert_eq!(choice(true)["tokens"], json!([]));
+    }
+
+    #[test]
+    fn a_streams_events_carry_what_is_new() {
+        let options =
+            ReplyOptions { return_token_ids: true, include_usage: true, ..Default::default() };
+        let mut format = CompletionEvents { identity: Identity::new("cmpl", "tiny"), options };
+        let mut out = Vec::new();
+        let prompt = Delta {
+            prompt: true,
+            text: "He".into(),
+            token_ids: vec![5],
+            prompt_token_ids: Some(vec![5]),
+            ..Default::default()
+        };
+        let held_back = Delta::default();
+        let rest = Delta { text: "llo".into(), token_ids: vec![6], ..Default::default() };
+        for delta in [prompt, held_back, rest] {
+            format.delta(delta, &mut out);
+        }
+        format.done(Usage::default(), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let events: Vec<Value> = text
+            .split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: "))
+            .map(|event| serde_json::from_str(event).unwrap())
+            .collect();
+        assert_eq!(events.len(), 3, "a delta that says nothing is no event");
+        assert_eq!(events[0]["object"], "text_completion");
+        assert_eq!(events[0]["choices"][0]["text"], "He");
+        assert_eq!(events[0]["choices"][0]["prompt_token_ids"], json!([5]));
+        assert_eq!(events[0]["choices"][0].get("token_ids"), None, "the prompt is no answer");
+        assert_eq!(events[1]["choices"][0]["token_ids"], json!([6]));
+        assert_eq!(events[2]["choices"], json!([]));
+        assert!(events[2]["usage"].is_object());
+    }
+}

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use common::ids::RequestId;
 use common::telemetry;
 use futures::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
 use tower::ServiceExt as _;
 use tracing::{Instrument as _, Span, field};
 
@@ -105,7 +105,8 @@ impl Door {
     pub(crate) async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Response {
         let received = Instant::now();
         let request_id = RequestId::from_client(text(request.headers(), REQUEST_ID));
-        let protocol = self.protocol(request.headers());
+        let protocol = Protocol::of(request.headers());
+        let version = request.version();
         let span = server_span(&request, protocol, &request_id);
         let arrival = arrive(request.headers(), &request_id, received, &span);
         let handled = async {
@@ -126,6 +127,10 @@ impl Door {
             // The panic hook has logged it.
             protocol.refuse(GatewayError::Internal("a fault in the gateway".into()))
         });
+        if version == Version::HTTP_2 {
+            // Means nothing there; the stream's end is enough.
+            response.headers_mut().remove(header::CONNECTION);
+        }
         if let Ok(id) = HeaderValue::from_str(request_id.as_str()) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -136,11 +141,6 @@ impl Door {
         }
         // A stream's span lasts as long as the stream.
         response.map(|body| guarded(body, span))
-    }
-
-    fn protocol(&self, headers: &HeaderMap) -> Protocol {
-        let content_type = text(headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
-        if content_type.starts_with("application/grpc") { Protocol::Grpc } else { Protocol::Http }
     }
 
     async fn route(&self, protocol: Protocol, request: Request<Body>) -> Response {
@@ -166,6 +166,11 @@ enum Protocol {
 }
 
 impl Protocol {
+    fn of(headers: &HeaderMap) -> Self {
+        let content_type = text(headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
+        if content_type.starts_with("application/grpc") { Self::Grpc } else { Self::Http }
+    }
+
     fn refuse(self, error: GatewayError) -> Response {
         match self {
             Self::Http => error.into_response(),
@@ -273,57 +278,4 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn arrival(headers: &[(&'static str, &str)]) -> Result<Arrival, GatewayError> {
-        let map = headers
-            .iter()
-            .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap()))
-            .collect();
-        arrive(&map, &RequestId::generate(), Instant::now(), &Span::none())
-    }
-
-    #[test]
-    fn the_earlier_deadline_counts() {
-        let left = |headers: &[(&'static str, &str)]| {
-            let arrival = arrival(headers).unwrap();
-            arrival.deadline.map(|deadline| (deadline - arrival.received).as_millis())
-        };
-        assert_eq!(left(&[]), None);
-        assert_eq!(left(&[(DEADLINE, "1500")]), Some(1500));
-        assert_eq!(left(&[(GRPC_TIMEOUT, "2S")]), Some(2000));
-        assert_eq!(left(&[(DEADLINE, "1500"), (GRPC_TIMEOUT, "1S")]), Some(1000));
-        assert_eq!(left(&[(GRPC_TIMEOUT, "99999999H")]), Some(u128::from(MAX_DEADLINE_MS)));
-    }
-
-    #[test]
-    fn bad_headers_are_refused_by_name() {
-        for (name, value) in [
-            (DEADLINE, "0"),
-            (DEADLINE, "-1"),
-            (DEADLINE, "1.5"),
-            (DEADLINE, "soon"),
-            (DEADLINE, "86400001"),
-            (PRIORITY, "high"),
-            (GRPC_TIMEOUT, ""),
-            (GRPC_TIMEOUT, "S"),
-            (GRPC_TIMEOUT, "1"),
-            (GRPC_TIMEOUT, "123456789S"),
-            (GRPC_TIMEOUT, "-1S"),
-        ] {
-            let error = arrival(&[(name, value)]).expect_err(value);
-            assert_eq!(error.param(), Some(name), "{value}");
-        }
-    }
-
-    #[test]
-    fn a_priority_is_said_once() {
-        let arrival = arrival(&[(PRIORITY, "5")]).unwrap();
-        let mut request = GenerateRequest::default();
-        arrival.complete(&mut request).unwrap();
-        assert_eq!(request.priority, Some(5));
-        request.priority = Some(4);
-        assert_eq!(arrival.complete(&mut request).unwrap_err().param(), Some("priority"));
-    }
-}
+mod tests;

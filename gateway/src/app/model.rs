@@ -1,0 +1,177 @@
+//! Reading what the gateway needs of a model: its tokenizer, its template, its
+//! names and sizes. Weights are not looked at. Blocks on the disk.
+
+use std::path::{Path, PathBuf};
+
+use common::model::{ModelError, ModelFiles};
+use gguf::Gguf;
+
+use crate::request::RequestLimits;
+use crate::text::{TextError, TextModel};
+
+/// Context of a model that does not say: no limit of ours; its workers' counts.
+const UNSTATED_MAX_MODEL_LEN: u32 = 1 << 20;
+
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// There is none, or it cannot be read.
+    #[error(transparent)]
+    Files(#[from] ModelError),
+    /// Its tokenizer or template cannot be used.
+    #[error("{path}: {source}")]
+    Text {
+        /// The model.
+        path: PathBuf,
+        /// What is wrong.
+        source: TextError,
+    },
+    /// Its configuration cannot be used.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The layout is not read here.
+    #[error(
+        "{path} is a checkpoint as Meta ships it, which the gateway does not read; \
+         use the GGUF or Hugging Face form of the model"
+    )]
+    Meta {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// A model's text side.
+#[derive(Debug)]
+pub(super) struct LoadedModel {
+    /// Name that clients use.
+    pub(super) name: String,
+    pub(super) text: TextModel,
+    /// What a worker must have, too.
+    pub(super) fingerprint: String,
+    /// The model's own context.
+    pub(super) max_model_len: u32,
+}
+
+impl LoadedModel {
+    /// Reads the model at `path`; `name` goes over its own.
+    pub(super) fn read(path: &Path, name: Option<String>) -> Result<Self, LoadError> {
+        let files = ModelFiles::locate(path)?;
+        let text = match &files {
+            ModelFiles::Gguf(file) => TextModel::from_gguf(file),
+            ModelFiles::HuggingFace(dir) => TextModel::from_hugging_face(dir),
+            ModelFiles::Meta(dir) => return Err(LoadError::Meta { path: dir.clone() }),
+        };
+        let text =
+            text.map_err(|source| LoadError::Text { path: files.path().to_owned(), source })?;
+        let max_model_len = match &files {
+            ModelFiles::Gguf(file) => gguf_context(file)?,
+            ModelFiles::HuggingFace(dir) => hugging_face_context(&dir.join("config.json"))?,
+            ModelFiles::Meta(_) => None,
+        };
+        Ok(Self {
+            name: name.map_or_else(|| files.name(), Ok)?,
+            text,
+            fingerprint: files.tokenizer_fingerprint()?,
+            max_model_len: max_model_len.unwrap_or(UNSTATED_MAX_MODEL_LEN),
+        })
+    }
+
+    /// What its requests may ask.
+    pub(super) fn limits(&self) -> RequestLimits {
+        let tokenizer = &self.text.tokenizer;
+        let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        RequestLimits {
+            longest_token_bytes: u32::try_from(tokenizer.max_token_bytes()).unwrap_or(u32::MAX),
+            has_bos: tokenizer.adds_bos() && tokenizer.bos().is_some(),
+            ..RequestLimits::new(self.name.clone(), vocab_size, self.max_model_len)
+        }
+    }
+
+    /// Where its chat template comes from.
+    pub(super) fn chat_template(&self) -> String {
+        let source = self.text.chat_template.as_ref().map(|template| template.source());
+        source.unwrap_or("none").to_owned()
+    }
+}
+
+fn gguf_context(file: &Path) -> Result<Option<u32>, LoadError> {
+    let bytes = ModelFiles::gguf_metadata_bytes(file)?;
+    let read = || {
+        let metadata = Gguf::parse_metadata(&bytes)?;
+        let Some(architecture) = metadata.optional_str("general.architecture")? else {
+            return Ok(None);
+        };
+        metadata.optional_u32(&format!("{architecture}.context_length"))
+    };
+    read().map_err(|error: gguf::GgufError| LoadError::Config {
+        path: file.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn hugging_face_context(file: &Path) -> Result<Option<u32>, LoadError> {
+    let refuse = |reason: String| LoadError::Config { path: file.to_owned(), reason };
+    let bytes = std::fs::read(file).map_err(|error| refuse(error.to_string()))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
+    match config.get("max_position_embeddings") {
+        None => Ok(None),
+        Some(value) => value
+            .as_u64()
+            .and_then(|value| u32::try_from(value).ok())
+            .filter(|value| *value > 0)
+            .map(Some)
+            .ok_or_else(|| refuse(format!("max_position_embeddings is {value}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_model_is_refused_by_its_path() {
+        let scratch = tempfile::tempdir().unwrap();
+        let check = |path: &Path| {
+            let error = LoadedModel::read(path, None).unwrap_err().to_string();
+            assert!(error.contains(&*path.to_string_lossy()), "{error}");
+        };
+        check(Path::new("/no/such/model"));
+        check(scratch.path());
+        let file = scratch.path().join("bad.gguf");
+        std::fs::write(&file, b"GGUF").unwrap();
+        check(&file);
+        for (config, tokenizer) in [("{}", "{}"), ("[", "{}"), ("{}", "")] {
+            let dir = scratch.path().join("hf");
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("config.json"), config).unwrap();
+            std::fs::write(dir.join("tokenizer.json"), tokenizer).unwrap();
+            check(&dir);
+        }
+        let dir = scratch.path().join("meta");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("params.json"), "{}").unwrap();
+        std::fs::write(dir.join("tokenizer.model"), "").unwrap();
+        check(&dir);
+    }
+
+    #[test]
+    fn a_directorys_context_is_a_positive_number() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("config.json");
+        let mut context = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            hugging_face_context(&file)
+        };
+        assert_eq!(context("{}").unwrap(), None);
+        assert_eq!(context(r#"{"max_position_embeddings":8192}"#).unwrap(), Some(8192));
+        for bad in ["0", "-1", "1e30", "\"x\"", "null", "4294967296"] {
+            context(&format!("{{\"max_position_embeddings\":{bad}}}")).unwrap_err();
+        }
+    }
+}
