@@ -99,8 +99,8 @@ unsafe fn row_block<V: Lanes>(gemm: &Gemm) {
 unsafe fn micro<V: Lanes, const R: usize, const P: usize>(gemm: &Gemm) {
     let Gemm { k, x, x_stride, mut w, w_stride, y, y_stride, accumulate, .. } = *gemm;
     let mut sums = [[V::splat(0.0); P]; R];
-    // SAFETY (whole function): the caller vouches for R rows of x (k long) and
-    // y (P · 16 long), and for P panels of w of k · 16; every index stays inside.
+    // SAFETY: the caller vouches for R rows of x (k long) and y (P · 16 long),
+    // and for P panels of w of k · 16; every index stays inside.
     unsafe {
         if accumulate {
             let mut r = 0;

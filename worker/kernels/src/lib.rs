@@ -38,5 +38,5 @@ pub use attention::{Attention, AttentionSequence, attention};
 pub use isa::Isa;
 pub use kv_store::KvCacheStore;
 pub use matmul::{Matmul, matmul};
-pub use packed::{Format, PackedMatrix};
+pub use packed::{Format, PackedMatrix, ReadRows};
 pub use pool::Pool;

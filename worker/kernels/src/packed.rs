@@ -17,6 +17,9 @@ pub enum Format {
     Bfp4,
 }
 
+/// Writes whole rows of a matrix, the given one first: `(first_row, rows)`.
+pub type ReadRows<'a, E> = dyn FnMut(usize, &mut [f32]) -> Result<(), E> + 'a;
+
 /// A weight matrix `[n, k]` (`n` outputs, `k` inputs) in one [`Format`].
 ///
 /// Stored as panels of 16 outputs; a panel is a sequence of 16×16 blocks along
@@ -47,7 +50,7 @@ impl PackedMatrix {
         format: Format,
         n: usize,
         k: usize,
-        read_rows: &mut dyn FnMut(usize, &mut [f32]) -> Result<(), E>,
+        read_rows: &mut ReadRows<'_, E>,
     ) -> Result<Self, E> {
         assert!(n > 0 && k > 0, "a matrix [{n}, {k}] has no values");
         let num_panels = n.div_ceil(LANES);
@@ -130,5 +133,83 @@ impl PackedMatrix {
         debug_assert!(panel_idx < self.num_panels(), "panel {panel_idx}");
         // In bounds: the buffer holds every panel.
         self.data.as_ptr().wrapping_add(panel_idx * self.panel_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bfp::{GROUP, decode_group, encode_group};
+    use crate::convert::{bf16_from_f32, f32_from_bf16};
+    use crate::testing::{FORMATS, assert_same_bits, pack, unpack, values};
+
+    /// What a format keeps of a matrix `[n, k]`, by its definition.
+    fn rounded(format: Format, n: usize, k: usize, rows: &[f32]) -> Vec<f32> {
+        let mut out = rows.to_vec();
+        match format {
+            Format::F32 => {}
+            Format::Bf16 => {
+                out.iter_mut().for_each(|value| *value = f32_from_bf16(bf16_from_f32(*value)));
+            }
+            Format::Bfp8 | Format::Bfp4 => {
+                for column in 0..k {
+                    for first in (0..n).step_by(GROUP) {
+                        let at = |lane: usize| (first + lane) * k + column;
+                        let inside = |lane: &usize| first + lane < n;
+                        let group =
+                            std::array::from_fn(
+                                |lane| {
+                                    if inside(&lane) { rows[at(lane)] } else { 0.0 }
+                                },
+                            );
+                        let group = decode_group(format, &encode_group(format, &group));
+                        for lane in (0..GROUP).filter(inside) {
+                            out[at(lane)] = group[lane];
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn rows_are_what_the_format_keeps() {
+        for format in FORMATS {
+            for (n, k) in [(1, 1), (16, 16), (17, 33), (50, 7)] {
+                let rows = values(9, n * k);
+                let packed = pack(format, n, k, &rows);
+                assert_eq!((packed.n(), packed.k(), packed.format()), (n, k, format));
+                let what = format!("{format:?} [{n}, {k}]");
+                assert_same_bits(&unpack(&packed), &rounded(format, n, k, &rows), &what);
+            }
+        }
+    }
+
+    #[test]
+    fn bits_per_weight_are_as_promised() {
+        for (format, bits) in FORMATS.into_iter().zip([32.0, 16.0, 8.5, 4.5]) {
+            let packed = pack(format, 64, 256, &values(1, 64 * 256));
+            assert_eq!(packed.bytes() as f64 * 8.0 / (64.0 * 256.0), bits, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_reader_is_returned() {
+        let result = PackedMatrix::pack(Format::Bf16, 40, 2, &mut |first_row, rows| {
+            rows.fill(1.0);
+            if first_row == 32 { Err("row 32 is damaged") } else { Ok(()) }
+        });
+        assert_eq!(result.err(), Some("row 32 is damaged"));
+    }
+
+    #[test]
+    fn tiny_groups_flush_and_a_nan_shows_in_its_whole_group() {
+        let mut rows = vec![1e-37; 17];
+        rows[16] = f32::NAN;
+        let packed = pack(Format::Bfp8, 17, 1, &rows);
+        let unpacked = unpack(&packed);
+        assert!(unpacked[..16].iter().all(|&value| value == 0.0));
+        assert!(unpacked[16].is_nan());
     }
 }

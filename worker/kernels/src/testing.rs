@@ -1,5 +1,9 @@
 //! Values and comparisons for the tests of every kernel.
 
+use std::ops::Range;
+
+use proptest::prelude::*;
+
 use crate::{Format, PackedMatrix};
 
 /// Every storage format.
@@ -53,4 +57,21 @@ pub(crate) fn assert_same_bits(left: &[f32], right: &[f32], what: &str) {
             b.to_bits()
         );
     }
+}
+
+/// Any f32 at all: NaNs, infinities, denormals, and plain values.
+pub(crate) fn wild_value() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        6 => -4.0..4.0_f32,
+        2 => any::<u32>().prop_map(f32::from_bits),
+        1 => prop::sample::select(vec![
+            0.0, -0.0, 1e-40, -1e-45, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY,
+            f32::NEG_INFINITY, f32::NAN,
+        ]),
+    ]
+}
+
+/// A vector of [`wild_value`]s.
+pub(crate) fn wild_values(len: Range<usize>) -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec(wild_value(), len)
 }
