@@ -74,6 +74,11 @@ impl<F: Forward> Stepper<F> {
         Self { forward, logits: Vec::new(), scratch: Scratch::default(), panicked_steps: 0 }
     }
 
+    #[cfg(test)]
+    pub(crate) fn forward_mut(&mut self) -> &mut F {
+        &mut self.forward
+    }
+
     /// Computes `plan` and tells `state`. Returns the time on the mesh.
     ///
     /// # Errors

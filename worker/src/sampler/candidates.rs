@@ -57,6 +57,11 @@ impl Candidates {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// Leaves the `top_k` greatest; among equals the lowest ids.
     pub(super) fn keep_top_k(&mut self, top_k: usize) {
         if top_k >= self.ids.len() {
