@@ -111,6 +111,28 @@ fn smollm2_batch_32<const THREADS: usize>(bencher: Bencher<'_, '_>, format: Form
     smollm2_tokens::<THREADS>(bencher, format, 32);
 }
 
+#[divan::bench(args = FORMATS, consts = [1, 2], sample_count = 10)]
+fn smollm2_prefill_256<const THREADS: usize>(bencher: Bencher<'_, '_>, format: Format) {
+    // Prefill needs the logits of its last row only, so leave out the LM head.
+    let pool = Pool::new(THREADS);
+    let mut weights = smollm2(format);
+    weights.pop();
+    let m = 256;
+    let (x, mut y) = (values(m * 1536), vec![0.0; m * 3072]);
+    bencher.counter(ItemsCount::new(m)).bench_local(|| {
+        for weight in &weights {
+            let (x, y) = (&x[..m * weight.k()], &mut y[..m * weight.n()]);
+            matmul(&pool, Isa::detect(), m, &mut [Matmul { x: black_box(x), weight, y }]);
+        }
+    });
+}
+
+/// Packing 1024 × 1024 weights; "items" are weights.
+#[divan::bench(args = FORMATS)]
+fn pack(bencher: Bencher<'_, '_>, format: Format) {
+    bencher.counter(ItemsCount::new(1024_usize * 1024)).bench(|| weight(format, 1024, 1024));
+}
+
 /// One layer's attention of SmolLM2 (9 heads, 3 KV heads of 64): `rows` new
 /// tokens at the end of a context of 1024; "items" are query tokens.
 fn smollm2_attention<const THREADS: usize>(bencher: Bencher<'_, '_>, format: Format, rows: usize) {

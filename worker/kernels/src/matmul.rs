@@ -67,6 +67,7 @@ struct Job<'a> {
     weight: &'a PackedMatrix,
     y: *mut f32,
     num_panel_groups: usize,
+    num_row_ranges: usize,
     num_tasks: usize,
 }
 
@@ -80,22 +81,24 @@ impl<'a> Job<'a> {
         // A multiple of the threads, so that they finish together.
         let num_panel_groups =
             num_panels.div_ceil(PANELS_PER_TASK).next_multiple_of(num_threads).min(num_panels);
-        let num_tasks = num_panel_groups * m.div_ceil(ROWS_PER_TASK);
+        let num_row_ranges = m.div_ceil(ROWS_PER_TASK);
+        let num_tasks = num_panel_groups * num_row_ranges;
         let y = job.y.as_mut_ptr();
-        Self { m, x: job.x, weight: job.weight, y, num_panel_groups, num_tasks }
+        Self { m, x: job.x, weight: job.weight, y, num_panel_groups, num_row_ranges, num_tasks }
     }
 
     fn tile(&self, task_idx: usize) -> Tile<'_> {
         let (n, k) = (self.weight.n(), self.weight.k());
-        let group = task_idx % self.num_panel_groups;
-        let boundary = |group| group * self.weight.num_panels() / self.num_panel_groups;
-        let first_panel = boundary(group);
-        let first_row = task_idx / self.num_panel_groups * ROWS_PER_TASK;
-        let rows = ROWS_PER_TASK.min(self.m - first_row);
+        // As even as possible, in panels and in rows.
+        let panel_at = |group| group * self.weight.num_panels() / self.num_panel_groups;
+        let row_at = |range| range * self.m / self.num_row_ranges;
+        let (range, group) = (task_idx / self.num_panel_groups, task_idx % self.num_panel_groups);
+        let (first_panel, first_row) = (panel_at(group), row_at(range));
+        let rows = row_at(range + 1) - first_row;
         Tile {
             weight: self.weight,
             first_panel,
-            panels: boundary(group + 1) - first_panel,
+            panels: panel_at(group + 1) - first_panel,
             x: &self.x[first_row * k..(first_row + rows) * k],
             rows,
             // In bounds: the tile's first row and column exist.
