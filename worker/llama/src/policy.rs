@@ -50,8 +50,10 @@ impl DTypePolicy {
     /// and w3 in bfp4 and everything else in bfp8; `accuracy` has bfp8 there
     /// too, except for 70B, which would not fit its mesh. Small models of other
     /// families lose too much in bfp4, and more than large ones in bfp8: for
-    /// them `performance` is bfp8 with a bf16 KV cache, and `accuracy` keeps
-    /// attention and the LM head in bf16 and only the MLP in bfp8.
+    /// them `performance` is bfp8 in the layers, with LM head and KV cache in
+    /// bf16, and `accuracy` keeps attention in bf16 too. The LM head matters
+    /// most: on SmolLM2-135M the top token of 545 teacher-forced positions
+    /// agrees with F32 in 96.1 % with it in bfp8, in 97.8 % with it in bf16.
     pub fn choose(config: &LlamaConfig, optimizations: Optimizations) -> Self {
         let llama3 = config.llama3_size();
         match optimizations {
@@ -59,7 +61,7 @@ impl DTypePolicy {
             Optimizations::Bf16 => Self::uniform(DType::Bf16),
             Optimizations::Performance => match llama3 {
                 Some(_) => Self::blocks(DType::Bfp4, DType::Bfp8),
-                None => Self::blocks(DType::Bfp8, DType::Bf16),
+                None => Self { lm_head: DType::Bf16, ..Self::blocks(DType::Bfp8, DType::Bf16) },
             },
             Optimizations::Accuracy => match llama3 {
                 Some(Llama3Size::B70) => Self::blocks(DType::Bfp4, DType::Bfp8),
@@ -143,7 +145,7 @@ mod tests {
             (llama3(Llama3Size::B70), O::Performance, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B70), O::Accuracy, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B8), O::F32, [F32; 6]),
-            (smollm2(), O::Performance, [Bfp8, Bfp8, Bfp8, Bfp8, Bf16, Bf16]),
+            (smollm2(), O::Performance, [Bfp8, Bfp8, Bfp8, Bf16, Bf16, Bf16]),
             (smollm2(), O::Accuracy, [Bf16, Bfp8, Bfp8, Bf16, Bf16, Bf16]),
             (smollm2(), O::Bf16, [Bf16; 6]),
         ];
