@@ -54,28 +54,6 @@ fn prefill_512(bencher: Bencher<'_, '_>, mesh: [usize; 2]) {
     run(bencher, mesh, &batch);
 }
 
-/// Every operation of a step but the products, on one row.
-#[divan::bench(args = MESHES, sample_count = 100, sample_size = 1)]
-fn everything_but_products(bencher: Bencher<'_, '_>, [num_chips, num_threads]: [usize; 2]) {
-    let mut mesh = CpuMesh::new(num_chips, num_threads).expect("the mesh is valid");
-    let mut model = Model::load(&mut mesh).expect("the model fits");
-    let batch = decode_batch(1, 128);
-    let x = mesh.embed(&model.embedding, &batch).expect("embed");
-    let layer = &model.layers[0];
-    bencher.bench_local(|| -> Result<(), MeshError> {
-        for layer_idx in 0..NUM_LAYERS {
-            for _ in 0..2 {
-                let y = mesh.rms_norm(&x, &model.norm, EPS)?;
-                let z = mesh.rms_norm(&x, &model.norm, EPS)?;
-                mesh.add(y, &z)?;
-            }
-            let qkv = mesh.column_linear(&x, &layer.qkv)?;
-            mesh.attention(qkv, &model.rope, &mut model.cache, layer_idx, &batch)?;
-        }
-        Ok(())
-    });
-}
-
 fn decode(bencher: Bencher<'_, '_>, mesh: [usize; 2], num_sequences: usize, position: usize) {
     run(bencher, mesh, &decode_batch(num_sequences, position));
 }
