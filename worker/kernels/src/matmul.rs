@@ -9,8 +9,9 @@ use crate::lanes::{LANES, Lanes, simd_entry};
 use crate::{Format, Isa, PackedMatrix, Pool};
 
 /// Blocks of 16 inputs that are decoded before they are multiplied: 4 panels
-/// of 128 × 16 f32 are 32 KiB, which stay in a first-level cache.
-const BLOCKS_PER_STRIP: usize = 8;
+/// of 192 × 16 f32 are 48 KiB. Measured 5 % faster over SmolLM2's shapes than
+/// 32 KiB, which decode and multiply in shorter turns.
+const BLOCKS_PER_STRIP: usize = 12;
 /// Values of one panel's strip.
 const STRIP_LEN: usize = BLOCKS_PER_STRIP * VALUES;
 /// Panels of 16 outputs that one task computes together.
