@@ -5,9 +5,21 @@
 //! names a wire type. Read `generate` first: it is the path of every request.
 #![forbid(unsafe_code)]
 
-// In the order in which a request meets them.
+// The doors, and what a request becomes in them.
+pub mod config;
+mod grpc;
+mod http;
+mod listener;
+
 pub mod error;
-pub mod generate;
 pub mod request;
-pub mod text_stream;
+
+// The way to the workers and back.
+pub mod generate;
+pub mod routing;
+pub mod scheduler;
 pub mod text;
+pub mod text_stream;
+pub mod worker_pool;
+
+pub mod metrics;

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 pub use limits::RequestLimits;
 pub use sampling::Sampling;
+pub(crate) use validate::{check_prompt, check_prompt_ids};
 
 use crate::error::GatewayError;
 

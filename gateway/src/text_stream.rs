@@ -1,12 +1,22 @@
 //! What a request gives back: a stream of [`TextEvent`]s, deltas of its answers
 //! and then, exactly once and last, what they cost.
 
+mod account;
+mod answer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 
+pub(crate) use account::{Account, Opening};
+pub(crate) use answer::{Answer, AnswerSpec};
+
 use crate::error::GatewayError;
+use crate::scheduler::ring::{RingReader, Unread};
 
 /// One event of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,13 +150,66 @@ pub struct Timings {
 
 /// The events of one request. Dropping it cancels whatever is still running and
 /// returns every slot. It ends after `Done` or after the first error.
+#[derive(Debug)]
 pub struct TextStream {
-    inner: Pin<Box<dyn Stream<Item = Result<TextEvent, GatewayError>> + Send>>,
+    /// `None` once nothing more will come: that cancels what is left.
+    reader: Option<RingReader>,
+    answers: Vec<Answer>,
+    num_open: usize,
+    ready: VecDeque<TextEvent>,
+    /// The last event, when `ready` is empty.
+    last: Option<Result<TextEvent, GatewayError>>,
+    unread: Vec<(usize, Unread)>,
+    account: Account,
 }
 
-impl std::fmt::Debug for TextStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TextStream").finish_non_exhaustive()
+impl TextStream {
+    pub(crate) fn new(reader: RingReader, answers: Vec<Answer>, account: Account) -> Self {
+        let mut ready = VecDeque::new();
+        let mut answers = answers;
+        for answer in &mut answers {
+            ready.extend(answer.begin().map(TextEvent::Delta));
+        }
+        let num_open = answers.len();
+        let (unread, last) = (Vec::new(), None);
+        Self { reader: Some(reader), answers, num_open, ready, last, unread, account }
+    }
+
+    /// Takes in what is new of one answer.
+    fn take(&mut self, index: usize, unread: Unread) -> Result<(), GatewayError> {
+        let answer = &mut self.answers[index];
+        if answer.has_ended() {
+            return Ok(());
+        }
+        self.account.take(index, &unread);
+        let before = answer.num_tokens();
+        let (deltas, result) = answer.take(unread);
+        self.account.count(answer.num_tokens() - before);
+        if let Some(finish) = deltas.iter().find_map(|delta| delta.finish.as_ref()) {
+            self.num_open -= 1;
+            self.account.answer_ended(finish.reason);
+            if let Some(reader) = &self.reader {
+                // Does nothing if the worker has ended it already.
+                reader.cancel(index);
+            }
+        }
+        self.ready.extend(deltas.into_iter().map(TextEvent::Delta));
+        result
+    }
+
+    fn take_all(&mut self) {
+        for (index, unread) in std::mem::take(&mut self.unread) {
+            if let Err(error) = self.take(index, unread) {
+                self.reader = None;
+                self.account.failed(&error);
+                self.last = Some(Err(error));
+                return;
+            }
+        }
+        if self.num_open == 0 {
+            self.reader = None;
+            self.last = Some(Ok(TextEvent::Done(self.account.done())));
+        }
     }
 }
 
@@ -154,6 +217,17 @@ impl Stream for TextStream {
     type Item = Result<TextEvent, GatewayError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.inner.as_mut().poll_next(cx)
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if let Some(last) = self.last.take() {
+                return Poll::Ready(Some(last));
+            }
+            let this = &mut *self;
+            let Some(reader) = &this.reader else { return Poll::Ready(None) };
+            ready!(reader.poll_read(cx, &mut this.unread));
+            this.take_all();
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What a request may ask at most; every default in one place.
 
+use crate::text::TextModel;
+
 /// Limits of one model's requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestLimits {
@@ -50,6 +52,16 @@ impl RequestLimits {
             max_stop_bytes: 256,
             max_logit_bias: 1024,
             max_logprobs: 20,
+        }
+    }
+
+    /// The defaults for a model of these text files.
+    pub fn for_model(name: impl Into<String>, text: &TextModel, max_model_len: u32) -> Self {
+        let tokenizer = &text.tokenizer;
+        Self {
+            longest_token_bytes: tokenizer.max_token_bytes().max(1) as u32,
+            has_bos: tokenizer.bos().is_some(),
+            ..Self::new(name, tokenizer.vocab_size() as u32, max_model_len)
         }
     }
 

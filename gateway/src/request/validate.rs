@@ -203,13 +203,18 @@ pub(crate) fn check_prompt(prompt: PromptInput, limits: &RequestLimits) -> Check
             if ids.is_empty() {
                 return Err(GatewayError::invalid("prompt", "prompt is empty"));
             }
-            // One over the context is enough to know; the exact refusal with
-            // both numbers comes with the other prompts' in `generate.rs`.
-            let ids: Checked<Vec<u32>> =
-                ids.into_iter().map(|id| token_id("prompt", id, limits)).collect();
-            Ok(ValidPrompt::TokenIds(ids?))
+            Ok(ValidPrompt::TokenIds(check_prompt_ids("prompt", ids, limits)?))
         }
     }
+}
+
+/// Ids inside the vocabulary.
+pub(crate) fn check_prompt_ids(
+    name: &str,
+    ids: Vec<i64>,
+    limits: &RequestLimits,
+) -> Checked<Vec<u32>> {
+    ids.into_iter().map(|id| token_id(name, id, limits)).collect()
 }
 
 fn check_messages(messages: &[ChatMessage], limits: &RequestLimits) -> Checked<()> {
@@ -224,6 +229,11 @@ fn check_messages(messages: &[ChatMessage], limits: &RequestLimits) -> Checked<(
                 "{name} is `{}`, must be system, developer, user, assistant or tool",
                 quote(&message.role)
             );
+            return Err(GatewayError::invalid(name, text));
+        }
+        if message.name.is_some() {
+            let name = format!("messages[{i}].name");
+            let text = format!("{name} is not supported: the template has no place for it");
             return Err(GatewayError::invalid(name, text));
         }
     }
