@@ -264,3 +264,6 @@ fn server() -> Server {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,9 @@ mod requests;
 mod session;
 mod trace;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -38,6 +41,30 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Frames that wait for the connection before the engine is held back.
 const FRAMES_UNDER_WAY: usize = 16;
 
+/// Longest time that the engine's next turn is waited for at the end.
+const TURN: Duration = Duration::from_secs(1);
+
+/// How patient a stream is.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// A gateway may take this long to introduce itself.
+    hello: Duration,
+    /// Between heartbeats, and between looks at the gateway's.
+    tick: Duration,
+    /// A gateway that says nothing for this long is gone.
+    silence: Duration,
+}
+
+impl Pace {
+    /// Heartbeats twice a second; the sequences of a gateway that has gone are
+    /// dropped within 5 s, a tick included.
+    const DEFAULT: Self = Self {
+        hello: Duration::from_secs(5),
+        tick: Duration::from_millis(500),
+        silence: Duration::from_millis(4500),
+    };
+}
+
 /// The service; clones are the same service.
 #[derive(Debug, Clone)]
 pub struct WorkerService {
@@ -52,6 +79,7 @@ struct State {
     ready: OnceLock<Ready>,
     loaded_percent: AtomicU8,
     gateways: Arc<Gateways>,
+    pace: Pace,
 }
 
 /// What is there once the model is loaded.
@@ -66,6 +94,10 @@ impl WorkerService {
     /// A service whose model is not loaded. Its tasks belong to `shutdown`.
     #[must_use]
     pub fn new(shutdown: Shutdown) -> Self {
+        Self::with_pace(shutdown, Pace::DEFAULT)
+    }
+
+    fn with_pace(shutdown: Shutdown, pace: Pace) -> Self {
         let draining = shutdown.draining().child_token();
         let state = State {
             shutdown,
@@ -73,6 +105,7 @@ impl WorkerService {
             ready: OnceLock::new(),
             loaded_percent: AtomicU8::new(0),
             gateways: Arc::new(Gateways::default()),
+            pace,
         };
         Self { state: Arc::new(state) }
     }
@@ -119,10 +152,11 @@ impl WorkerService {
             Either::Left(_) => return 0,
             Either::Right((_, empty)) => empty,
         };
-        let cancelled = ready.engine.cancel_all().await.unwrap_or_default();
-        // Ends with the engine's next turn; the bound is for an engine that has
-        // none any more.
-        let _ = tokio::time::timeout(Duration::from_secs(1), empty).await;
+        // Both need the engine's next turn; the bounds are for an engine that is
+        // stuck in a step and has none.
+        let cancel = tokio::time::timeout(TURN, ready.engine.cancel_all());
+        let cancelled = cancel.await.ok().and_then(Result::ok).unwrap_or_default();
+        let _ = tokio::time::timeout(TURN, empty).await;
         cancelled
     }
 

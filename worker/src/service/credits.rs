@@ -269,7 +269,7 @@ mod tests {
             let members: Vec<Member> = held.iter().map(|_| book.join().unwrap()).collect();
             let _plain: Vec<_> = (0..plain).filter_map(|_| book.take_plain()).collect();
             for (member, held) in members.iter().zip(&held) {
-                (0..*held).for_each(|_| drop(member.take_slot()));
+                (0..*held).for_each(|_| _ = member.take_slot());
                 member.hold_blocks(*held);
             }
             let taken = book.lock().slots_taken();

@@ -9,7 +9,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::ids::RequestId;
 use proto::v1 as wire;
@@ -32,13 +31,6 @@ use crate::error::Refusal;
 use crate::generation::{Event, StepEvents};
 use crate::metrics;
 
-/// How long a gateway may take to introduce itself.
-const HELLO: Duration = Duration::from_secs(5);
-/// Between heartbeats, and between looks at the gateway's.
-const TICK: Duration = Duration::from_millis(500);
-/// A gateway that says nothing for this long is gone; with a tick on top its
-/// sequences are dropped within 5 s.
-const SILENCE: Duration = Duration::from_millis(4500);
 /// Frames kept for a connection that takes none before the gateway's own frames
 /// are no longer read.
 const MAX_BACKLOG: usize = 1024;
@@ -52,6 +44,7 @@ pub(super) async fn run(
     mut inbound: Streaming<wire::GatewayFrame>,
     frames: Frames,
 ) {
+    let patience = state.pace.tick;
     let ended = match Session::begin(state, ready, &mut inbound, frames.clone()).await {
         Ok(mut session) => {
             let ended = session.serve(&mut inbound).await;
@@ -65,7 +58,7 @@ pub(super) async fn run(
     };
     if let Err(status) = ended {
         // Nobody may be there to hear it.
-        let _ = tokio::time::timeout(TICK, frames.send(Err(status))).await;
+        let _ = tokio::time::timeout(patience, frames.send(Err(status))).await;
     }
 }
 
@@ -94,9 +87,10 @@ impl Session {
         inbound: &mut Streaming<wire::GatewayFrame>,
         frames: Frames,
     ) -> Result<Self, Status> {
-        let first = tokio::time::timeout(HELLO, inbound.message())
-            .await
-            .map_err(|_| Status::deadline_exceeded("no Hello within 5 s"))??;
+        let first =
+            tokio::time::timeout(state.pace.hello, inbound.message()).await.map_err(|_| {
+                Status::deadline_exceeded("the gateway did not introduce itself in time")
+            })??;
         let Some(wire::GatewayFrame { frame: Some(Frame::Hello(hello)) }) = first else {
             return Err(Status::invalid_argument("the first frame must be Hello"));
         };
@@ -145,7 +139,7 @@ impl Session {
     }
 
     async fn serve(&mut self, inbound: &mut Streaming<wire::GatewayFrame>) -> Result<(), Status> {
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(self.state.pace.tick);
         let mut open = true;
         loop {
             self.tell_credit(Told::Slots);
@@ -326,7 +320,7 @@ impl Session {
 
     fn tick(&mut self) -> Result<(), Status> {
         let silent = self.last_heard.elapsed();
-        if silent >= SILENCE {
+        if silent >= self.state.pace.silence {
             return Err(Status::deadline_exceeded(format!(
                 "the gateway has said nothing for {:.1} s",
                 silent.as_secs_f32()
