@@ -176,8 +176,20 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let settings = flags(&[
-            "--model", "m.gguf", "--worker", "unix:/a", "--worker", "b:1", "--http", "[::1]:0",
-            "--grpc", "127.0.0.1:0", "--grace-seconds", "2", "--max-model-len", "64",
+            "--model",
+            "m.gguf",
+            "--worker",
+            "unix:/a",
+            "--worker",
+            "b:1",
+            "--http",
+            "[::1]:0",
+            "--grpc",
+            "127.0.0.1:0",
+            "--grace-seconds",
+            "2",
+            "--max-model-len",
+            "64",
         ])
         .settings()
         .unwrap();

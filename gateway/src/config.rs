@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::listener::ConnectionBudget;
 use crate::request::RequestLimits;
+use crate::scheduler::queue::QueueBounds;
+use crate::scheduler::state::SchedulerConfig;
+use crate::worker_pool::PoolConfig;
 
 /// Prefix of the environment's settings.
 pub const ENV_PREFIX: &str = "LLAMA_MESH_GATEWAY";
@@ -162,7 +165,13 @@ impl Default for ListenConfig {
 
 impl Default for PoolSettings {
     fn default() -> Self {
-        Self { connect_timeout_ms: 10_000, silence_timeout_ms: 5_000, stall_timeout_ms: 10_000 }
+        let pool = PoolConfig::new(Vec::new(), "");
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        Self {
+            connect_timeout_ms: ms(pool.connect_timeout),
+            silence_timeout_ms: ms(pool.silence_timeout),
+            stall_timeout_ms: ms(pool.stall_timeout),
+        }
     }
 }
 
@@ -185,12 +194,14 @@ impl Default for LimitsConfig {
 
 impl Default for QueueConfig {
     fn default() -> Self {
+        let scheduler = SchedulerConfig::default();
+        let ms = |duration: Duration| duration.as_millis() as u64;
         Self {
-            max_waiting_sequences: 1024,
-            max_waiting_tokens: 4 << 20,
-            max_wait_ms: 60_000,
-            worker_wait_ms: 10_000,
-            slow_client_ms: 10_000,
+            max_waiting_sequences: scheduler.queue.max_sequences as u32,
+            max_waiting_tokens: scheduler.queue.max_tokens,
+            max_wait_ms: ms(scheduler.max_queue_wait),
+            worker_wait_ms: ms(scheduler.worker_wait),
+            slow_client_ms: ms(scheduler.slow_client),
         }
     }
 }
@@ -225,6 +236,24 @@ impl GatewayConfig {
         self.limits.validate()?;
         self.queue.validate()?;
         within("shutdown.grace_seconds", self.shutdown.grace_seconds, 0, 3600)
+    }
+}
+
+impl GatewayConfig {
+    /// The workers to reach, for the gateway of that name.
+    pub fn pool(&self, gateway_id: String) -> PoolConfig {
+        let endpoint = |endpoint: &String| match endpoint.contains("://") {
+            true => endpoint.clone(),
+            false if endpoint.starts_with("unix:") => endpoint.clone(),
+            false => format!("http://{endpoint}"),
+        };
+        let endpoints = self.workers.iter().map(endpoint).collect();
+        PoolConfig {
+            connect_timeout: Duration::from_millis(self.pool.connect_timeout_ms),
+            silence_timeout: Duration::from_millis(self.pool.silence_timeout_ms),
+            stall_timeout: Duration::from_millis(self.pool.stall_timeout_ms),
+            ..PoolConfig::new(endpoints, gateway_id)
+        }
     }
 }
 
@@ -304,6 +333,20 @@ impl LimitsConfig {
 }
 
 impl QueueConfig {
+    /// The scheduler's numbers.
+    pub fn scheduler(&self) -> SchedulerConfig {
+        SchedulerConfig {
+            queue: QueueBounds {
+                max_sequences: self.max_waiting_sequences as usize,
+                max_tokens: self.max_waiting_tokens,
+            },
+            max_queue_wait: Duration::from_millis(self.max_wait_ms),
+            worker_wait: Duration::from_millis(self.worker_wait_ms),
+            slow_client: Duration::from_millis(self.slow_client_ms),
+            ..SchedulerConfig::default()
+        }
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         let sequences = self.max_waiting_sequences.into();
         within("queue.max_waiting_sequences", sequences, 1, MAX_LIMIT.into())?;

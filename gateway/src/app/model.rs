@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use common::model::{ModelError, ModelFiles};
 use gguf::Gguf;
 
-use crate::request::RequestLimits;
 use crate::text::{TextError, TextModel};
 
 /// Context of a model that does not say: no limit of ours; its workers' counts.
@@ -51,8 +50,6 @@ pub(super) struct LoadedModel {
     /// Name that clients use.
     pub(super) name: String,
     pub(super) text: TextModel,
-    /// What a worker must have, too.
-    pub(super) fingerprint: String,
     /// The model's own context.
     pub(super) max_model_len: u32,
 }
@@ -76,26 +73,8 @@ impl LoadedModel {
         Ok(Self {
             name: name.map_or_else(|| files.name(), Ok)?,
             text,
-            fingerprint: files.tokenizer_fingerprint()?,
             max_model_len: max_model_len.unwrap_or(UNSTATED_MAX_MODEL_LEN),
         })
-    }
-
-    /// What its requests may ask.
-    pub(super) fn limits(&self) -> RequestLimits {
-        let tokenizer = &self.text.tokenizer;
-        let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-        RequestLimits {
-            longest_token_bytes: u32::try_from(tokenizer.max_token_bytes()).unwrap_or(u32::MAX),
-            has_bos: tokenizer.adds_bos() && tokenizer.bos().is_some(),
-            ..RequestLimits::new(self.name.clone(), vocab_size, self.max_model_len)
-        }
-    }
-
-    /// Where its chat template comes from.
-    pub(super) fn chat_template(&self) -> String {
-        let source = self.text.chat_template.as_ref().map(|template| template.source());
-        source.unwrap_or("none").to_owned()
     }
 }
 
