@@ -259,7 +259,7 @@ impl GatewayConfig {
 
 impl ListenConfig {
     /// Bounds on connections.
-    pub fn budget(&self) -> ConnectionBudget {
+    pub(crate) fn budget(&self) -> ConnectionBudget {
         ConnectionBudget {
             max_connections: self.max_connections,
             max_connections_per_ip: self.max_connections_per_ip,

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 // The doors, and what a request becomes in them.
+pub mod app;
+pub mod cli;
 pub mod config;
 mod grpc;
 mod http;

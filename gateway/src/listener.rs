@@ -26,7 +26,7 @@ use hyper::service::service_fn;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
-pub use self::budget::ConnectionBudget;
+pub(crate) use self::budget::ConnectionBudget;
 use self::pace::Pace;
 use self::slots::{Slot, Slots};
 use self::socket::Socket;

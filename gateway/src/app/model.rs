@@ -143,7 +143,7 @@ mod tests {
     fn a_directorys_context_is_a_positive_number() {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("config.json");
-        let mut context = |text: &str| {
+        let context = |text: &str| {
             std::fs::write(&file, text).unwrap();
             hugging_face_context(&file)
         };

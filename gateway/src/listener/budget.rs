@@ -25,23 +25,23 @@ const HTTP1_MAX_HEADERS: usize = 100;
 
 /// Bounds on connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionBudget {
+pub(crate) struct ConnectionBudget {
     /// Most connections of one port; one over it is closed at once.
-    pub max_connections: usize,
+    pub(crate) max_connections: usize,
     /// Most connections from one address.
-    pub max_connections_per_ip: usize,
+    pub(crate) max_connections_per_ip: usize,
     /// From the connection to its first byte.
-    pub first_byte_timeout: Duration,
+    pub(crate) first_byte_timeout: Duration,
     /// From the first byte of a request's head to its last.
-    pub head_timeout: Duration,
+    pub(crate) head_timeout: Duration,
     /// Between two requests of an HTTP/1 connection.
-    pub idle_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
     /// Without progress while there is something to send.
-    pub write_timeout: Duration,
+    pub(crate) write_timeout: Duration,
     /// After this a connection takes no further requests.
-    pub max_age: Duration,
+    pub(crate) max_age: Duration,
     /// What is then in flight has this long to end.
-    pub max_age_grace: Duration,
+    pub(crate) max_age_grace: Duration,
 }
 
 impl Default for ConnectionBudget {

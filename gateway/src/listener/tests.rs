@@ -23,7 +23,9 @@ impl Drop for Witness {
 }
 
 /// Sends for as long as it is asked.
-struct Endless(Witness);
+struct Endless {
+    _witness: Witness,
+}
 
 impl http_body::Body for Endless {
     type Data = Bytes;
@@ -48,7 +50,7 @@ impl Answer for Site {
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let witness = Witness(self.dropped.clone());
         match request.uri().path() {
-            "/endless" => Response::new(Body::new(Endless(witness))),
+            "/endless" => Response::new(Body::new(Endless { _witness: witness })),
             "/wait" => {
                 self.release.notified().await;
                 Response::new(Body::from("released"))
