@@ -10,8 +10,6 @@ pub mod queue;
 pub mod ring;
 pub mod sequence;
 pub mod state;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

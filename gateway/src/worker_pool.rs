@@ -12,8 +12,6 @@ pub(crate) mod fake_worker;
 mod link;
 mod liveness;
 pub mod roster;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
