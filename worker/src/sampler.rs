@@ -170,11 +170,10 @@ fn choose(logits: &[f32], context: &SampleContext<'_>, scratch: &mut Scratch) ->
         return u32::try_from(first.expect("the maximum is one of them")).unwrap_or(u32::MAX);
     }
     let candidates = &mut scratch.candidates;
-    candidates.fill(logits, max, sampling);
+    candidates.weigh(logits, max, sampling);
     if let Some(top_k) = sampling.top_k {
-        candidates.keep_top_k(top_k as usize);
+        candidates.keep_top_k(top_k);
     }
-    candidates.weigh();
     if sampling.top_p < 1.0 {
         candidates.keep_top_p(sampling.top_p);
     }

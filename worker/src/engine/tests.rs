@@ -251,3 +251,42 @@ async fn cache_events_are_published() {
     let stored = events.recv().await.unwrap();
     assert_eq!((stored.stored.len(), stored.evicted.len()), (1, 0));
 }
+
+/// Names of spans as they are closed, with their parents.
+#[derive(Clone, Default)]
+struct Closed(std::sync::Arc<std::sync::Mutex<Vec<(&'static str, Option<&'static str>)>>>);
+
+impl<S> tracing_subscriber::Layer<S> for Closed
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    fn on_close(&self, id: tracing::span::Id, context: tracing_subscriber::layer::Context<'_, S>) {
+        let span = context.span(&id).unwrap();
+        let parent = span.parent().map(|parent| parent.name());
+        self.0.lock().unwrap().push((span.name(), parent));
+    }
+}
+
+#[test]
+fn each_phase_is_a_child_of_the_requests_span() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let closed = Closed::default();
+    let subscriber = tracing_subscriber::registry().with(closed.clone());
+    tracing::subscriber::with_default(subscriber, || {
+        let mut spans = spans::Spans::default();
+        let id = SequenceId(1);
+        let request = tracing::info_span!("request");
+        spans.submitted(id, request.clone(), 3);
+        assert!(spans.observe(&Event::Admitted { sequence: id, cached_tokens: 0 }));
+        let token = Event::Token { sequence: id, token_id: 1, logprobs: None };
+        assert!(!spans.observe(&token));
+        assert!(!spans.observe(&token));
+        let (reason, timing) = (FinishReason::Length, Default::default());
+        assert!(!spans.observe(&Event::Finished { sequence: id, reason, timing }));
+        let parent = Some("request");
+        let expected = [("queue", parent), ("prefill", parent), ("decode", parent)];
+        assert_eq!(*closed.0.lock().unwrap(), expected);
+        drop(request);
+        assert_eq!(closed.0.lock().unwrap().last(), Some(&("request", None)));
+    });
+}

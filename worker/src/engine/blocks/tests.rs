@@ -120,6 +120,24 @@ fn a_collision_is_a_miss() {
 }
 
 #[test]
+fn the_same_block_under_a_colliding_chain_is_a_miss() {
+    let mut rig = Rig::new(64, BlockHasher::weakened(1));
+    let last_two = |rig: &Rig, first: u32| {
+        let hashes = rig.hashes(b"", &[first, first, 9, 9]);
+        (hashes[0], hashes[1])
+    };
+    let (parent, child) = last_two(&rig, 0);
+    let twin = (1..10_000).find(|first| {
+        let (other_parent, other_child) = last_two(&rig, *first);
+        other_child == child && other_parent != parent && other_parent != child
+    });
+    let twin = twin.expect("hashes are one byte wide");
+    rig.pass_through(b"", &[0, 0, 9, 9]);
+    rig.pass_through(b"", &[twin, twin]);
+    assert_eq!(rig.num_found(b"", &[twin, twin, 9, 9]), 1);
+}
+
+#[test]
 fn what_is_distrusted_is_not_found() {
     let mut rig = rig(4);
     let table = rig.compute(b"", &[1, 1, 2, 2]);

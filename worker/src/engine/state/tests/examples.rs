@@ -228,3 +228,40 @@ fn times_add_up() {
     assert_eq!(timing.queue + timing.prefill + timing.decode, end - start);
     assert_eq!((timing.prompt_tokens, timing.generated_tokens), (12, 3));
 }
+
+#[test]
+fn nobody_is_admitted_into_the_block_that_another_needs_next() {
+    let config = EngineConfig { num_kv_blocks: 16, max_model_len: 60, ..roomy() };
+    let mut rig = rig(config);
+    rig.submit(0, request(4, 20));
+    rig.step();
+    rig.step();
+    // 14 blocks are left, which is what the second needs, but no more.
+    let second = rig.submit(0, request(53, 2));
+    rig.step();
+    assert!(rig.state.waiting.iter().any(|rank| rank.id == second));
+    rig.run_to_end();
+    rig.verify();
+    assert_eq!(rig.state.totals.preemptions, 0);
+}
+
+#[test]
+fn alternating_steps_go_on_when_every_decode_waits_for_blocks() {
+    let config = EngineConfig {
+        max_num_seqs: 2,
+        max_num_batched_tokens: 2,
+        max_model_len: 20,
+        num_kv_blocks: 20,
+        kv_block_size: 1,
+        prefill_with_decode: false,
+        ..roomy()
+    };
+    let mut rig = rig(config);
+    rig.submit(0, request(2, 18));
+    rig.step();
+    let long = Generation { priority: 1, ..request(16, 2) };
+    rig.submit(0, long);
+    // Asserts that no plan is empty.
+    rig.run_to_end();
+    rig.verify();
+}
