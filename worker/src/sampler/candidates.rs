@@ -84,8 +84,8 @@ impl Candidates {
         self.all_weights.clear();
         self.all_weights.extend(self.all_xs.iter().map(|&x| {
             // Through i32, for which there are vector conversions.
-            let weight = (exp(x) * UNIT + 0.5) as i32;
-            if x >= lowest { weight.unsigned_abs() } else { 0 }
+            let weight = if x >= lowest { exp(x) * UNIT + 0.5 } else { 0.0 };
+            (weight as i32).unsigned_abs()
         }));
     }
 
