@@ -1,6 +1,7 @@
 //! The engine as the rest of the worker sees it.
 
 use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh::{MeshError, StepBatch};
@@ -252,9 +253,12 @@ async fn cache_events_are_published() {
     assert_eq!((stored.stored.len(), stored.evicted.len()), (1, 0));
 }
 
-/// Names of spans as they are closed, with their parents.
+/// Name of a span, and of its parent.
+type NameAndParent = (&'static str, Option<&'static str>);
+
+/// Spans in the order in which they are closed.
 #[derive(Clone, Default)]
-struct Closed(std::sync::Arc<std::sync::Mutex<Vec<(&'static str, Option<&'static str>)>>>);
+struct Closed(Arc<Mutex<Vec<NameAndParent>>>);
 
 impl<S> tracing_subscriber::Layer<S> for Closed
 where
