@@ -134,26 +134,18 @@ impl ModelFiles {
         }
     }
 
-    /// The name that clients use in `model`: the GGUF's `general.name`, else
-    /// the file's or directory's own name; spaces become hyphens.
-    ///
-    /// # Errors
-    /// The GGUF file cannot be read.
-    pub fn name(&self) -> Result<String, ModelError> {
-        let given = match self {
-            Self::Gguf(path) => {
-                let prefix = metadata_prefix(path)?;
-                let metadata = Gguf::parse_metadata(&prefix).map_err(|error| bad(path, error))?;
-                // A name that is no text is no name; the file's own will do.
-                metadata.optional_str("general.name").ok().flatten().map(str::to_owned)
-            }
-            Self::HuggingFace(_) | Self::Meta(_) => None,
+    /// The name that clients use in `model`: the directory's own, or the file's
+    /// without its quantization (`Llama-3.2-1B.Q4_K_M.gguf` is `Llama-3.2-1B`),
+    /// since a GGUF's `general.name` is whatever its maker left there. Spaces
+    /// become hyphens.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = self.own_name();
+        let name = match self {
+            Self::Gguf(_) => without_quantization(&name),
+            Self::HuggingFace(_) | Self::Meta(_) => &name,
         };
-        let words = |name: &str| name.split_whitespace().collect::<Vec<_>>().join("-");
-        Ok(given
-            .map(|name| words(&name))
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| words(&self.own_name())))
+        name.split_whitespace().collect::<Vec<_>>().join("-")
     }
 
     /// The start of a GGUF file, for [`Gguf::parse_metadata`]: long enough to
@@ -268,6 +260,17 @@ fn bad(path: &Path, source: GgufError) -> ModelError {
     ModelError::Gguf { path: path.to_owned(), source }
 }
 
+/// Cuts `.Q4_1`, `-Q4_K_M`, `.f16` and the like off a file's stem.
+fn without_quantization(stem: &str) -> &str {
+    let Some((name, last)) = stem.rsplit_once(['.', '-']) else { return stem };
+    let last = last.to_ascii_uppercase();
+    let quantized = last.strip_prefix('I').unwrap_or(&last).strip_prefix('Q');
+    let is_quantization = quantized
+        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        || ["F16", "F32", "BF16"].contains(&&*last);
+    if is_quantization && !name.is_empty() { name } else { stem }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn a_gguf_is_named_and_fingerprinted_by_its_metadata_alone() {
+    fn a_gguf_is_fingerprinted_by_its_tokenizer_alone() {
         let long = "x".repeat(FIRST_PREFIX_BYTES as usize + 1);
-        let files = |name: &str, model: &str, tokens: &str| {
+        let fingerprint = |name: &str, model: &str, tokens: &str| {
             let bytes = gguf_bytes(&[
                 ("general.name", name),
                 ("other", &long),
@@ -339,13 +342,28 @@ mod tests {
                 ("tokenizer.ggml.tokens", tokens),
             ]);
             let dir = dir_with(&[("file-q4.gguf", &bytes)]);
-            let files = ModelFiles::locate(dir.path()).unwrap();
-            (files.name().unwrap(), files.tokenizer_fingerprint().unwrap())
+            ModelFiles::locate(dir.path()).unwrap().tokenizer_fingerprint().unwrap()
         };
-        let (name, fingerprint) = files("Smol LM", "gpt2", "ab");
-        assert_eq!((name.as_str(), fingerprint.len()), ("Smol-LM", 64));
-        assert_eq!(files(" ", "gpt2", "ab"), ("file-q4".to_owned(), fingerprint.clone()));
-        assert_ne!(files("Smol LM", "gpt2a", "b").1, fingerprint);
+        let expected = fingerprint("Smol LM", "gpt2", "ab");
+        assert_eq!(expected.len(), 64);
+        assert_eq!(fingerprint(" ", "gpt2", "ab"), expected);
+        assert_ne!(fingerprint("Smol LM", "gpt2a", "b"), expected);
+    }
+
+    #[test]
+    fn a_file_is_named_without_its_quantization() {
+        let cases = [
+            ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
+            ("Llama-3.2-1B-Instruct-Q4_K_M.gguf", "Llama-3.2-1B-Instruct"),
+            ("my model.IQ3_XS.gguf", "my-model"),
+            ("tiny-f16.gguf", "tiny"),
+            ("Llama-3.2.gguf", "Llama-3.2"),
+            ("Q4_0.gguf", "Q4_0"),
+        ];
+        for (file, name) in cases {
+            let dir = dir_with(&[(file, b"")]);
+            assert_eq!(ModelFiles::locate(dir.path()).unwrap().name(), name, "{file}");
+        }
     }
 
     #[test]
@@ -354,8 +372,7 @@ mod tests {
         for bytes in [&whole[..whole.len() - 1], b"GGUF", b"", b"PK\x03\x04........"] {
             let dir = dir_with(&[("a.gguf", bytes)]);
             let files = ModelFiles::locate(dir.path()).unwrap();
-            assert!(matches!(files.name(), Err(ModelError::Gguf { .. })));
-            assert!(files.tokenizer_fingerprint().is_err());
+            assert!(matches!(files.tokenizer_fingerprint(), Err(ModelError::Gguf { .. })));
         }
     }
 

@@ -10,6 +10,7 @@
 //! more than [`FLUSH`] at exit.
 
 use std::collections::HashMap;
+use std::io::IsTerminal as _;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -144,7 +145,9 @@ impl Telemetry {
                 *metadata.level() <= tracing::Level::INFO
                     && !BELOW_THE_EXPORTER.iter().any(|name| root.starts_with(name))
             }));
-        let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let text = tracing_subscriber::fmt::layer()
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr);
         let logs = match config.log_format {
             LogFormat::Text => text.boxed(),
             LogFormat::Json => text.json().flatten_event(true).boxed(),

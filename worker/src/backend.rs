@@ -73,7 +73,7 @@ pub fn load(
     let vocab_size = u32::try_from(checkpoint.config().vocab_size)
         .map_err(|_| ConfigError::value("model", "has a vocabulary beyond 32 bits"))?;
     let model = ModelIdentity {
-        name: config.served_model_name.clone().map_or_else(|| files.name(), Ok)?,
+        name: config.served_model_name.clone().unwrap_or_else(|| files.name()),
         architecture: checkpoint.architecture().to_owned(),
         weight_fingerprint: checkpoint.weight_fingerprint().to_owned(),
         tokenizer_fingerprint: files.tokenizer_fingerprint()?,
@@ -202,4 +202,52 @@ fn random_key() -> [u8; 32] {
         hash.update(RandomState::new().build_hasher().finish().to_le_bytes());
     }
     hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::KvConfig;
+
+    /// 2 layers, K and V, 2 heads of 16: 512 bytes a token in f32.
+    fn sized(config: WorkerConfig) -> Result<Limits, ConfigError> {
+        limits(&config, &llama::tiny::config(), DType::F32)
+    }
+
+    #[test]
+    fn the_cache_is_as_large_as_is_useful_unless_asked() {
+        let limits = sized(WorkerConfig { max_num_seqs: 3, ..WorkerConfig::default() }).unwrap();
+        assert_eq!((limits.max_model_len, limits.num_kv_blocks), (512, 3 * 512 / 32));
+        let kv = KvConfig { memory_mib: Some(1), ..KvConfig::default() };
+        let limits = sized(WorkerConfig { kv, ..WorkerConfig::default() }).unwrap();
+        assert_eq!(limits.num_kv_blocks, (1 << 20) / (512 * 32));
+    }
+
+    #[test]
+    fn sequences_are_as_long_as_the_cache_holds() {
+        let kv = KvConfig { blocks: Some(4), ..KvConfig::default() };
+        let limits = sized(WorkerConfig { kv: kv.clone(), ..WorkerConfig::default() }).unwrap();
+        assert_eq!(limits.max_model_len, 128);
+        let asked = WorkerConfig { max_model_len: Some(129), kv, ..WorkerConfig::default() };
+        let text = sized(asked).unwrap_err().to_string();
+        assert!(text.contains("129") && text.contains("128"), "{text}");
+        let kv = KvConfig { memory_mib: Some(0), ..KvConfig::default() };
+        assert!(sized(WorkerConfig { kv, ..WorkerConfig::default() }).is_err());
+        let beyond = WorkerConfig { max_model_len: Some(513), ..WorkerConfig::default() };
+        assert!(sized(beyond).unwrap_err().to_string().contains("512"));
+    }
+
+    #[test]
+    fn the_path_comes_from_the_setting_else_from_the_environment() {
+        let unset = WorkerConfig::default();
+        let set = WorkerConfig { model: Some("/a".into()), ..unset.clone() };
+        assert_eq!(model_path(&set, Some("/b".into())), Some("/a".into()));
+        assert_eq!(model_path(&unset, Some("/b".into())), Some("/b".into()));
+        assert_eq!(model_path(&unset, Some("".into())), None);
+    }
+
+    #[test]
+    fn cache_keys_differ() {
+        assert_ne!(random_key(), random_key());
+    }
 }

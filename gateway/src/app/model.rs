@@ -71,7 +71,7 @@ impl LoadedModel {
             ModelFiles::Meta(_) => None,
         };
         Ok(Self {
-            name: name.map_or_else(|| files.name(), Ok)?,
+            name: name.unwrap_or_else(|| files.name()),
             text,
             max_model_len: max_model_len.unwrap_or(UNSTATED_MAX_MODEL_LEN),
         })
