@@ -1,7 +1,7 @@
 //! The command line of `worker` and of `llama-mesh worker`.
 
 use std::ffi::OsString;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -195,7 +195,7 @@ async fn serve(settings: WorkerConfig, exit_with_parent: bool) -> Result<(), Wor
     let shutdown = Shutdown::new(settings.grace());
     shutdown.watch_signals()?;
     if exit_with_parent {
-        watch_parent(shutdown.clone())?;
+        shutdown.watch_stdin()?;
     }
     let recorder = settings.metrics_listen.as_ref().map(|_| metrics::install()).transpose()?;
     let app: App = settings.build(shutdown.clone(), recorder).await?;
@@ -219,18 +219,6 @@ async fn serve(settings: WorkerConfig, exit_with_parent: bool) -> Result<(), Wor
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-}
-
-/// On a thread of its own: a read of standard input cannot be cancelled.
-fn watch_parent(shutdown: Shutdown) -> std::io::Result<()> {
-    std::thread::Builder::new().name("parent".to_owned()).spawn(move || {
-        let mut ignored = [0_u8; 64];
-        let mut input = std::io::stdin().lock();
-        while !matches!(input.read(&mut ignored), Ok(0) | Err(_)) {}
-        tracing::info!("the parent has gone, draining");
-        shutdown.begin();
-    })?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -154,8 +154,10 @@ impl WorkerService {
         };
         // Both need the engine's next turn; the bounds are for an engine that is
         // stuck in a step and has none.
+        let left = ready.engine.load();
         let cancel = tokio::time::timeout(TURN, ready.engine.cancel_all());
-        let cancelled = cancel.await.ok().and_then(Result::ok).unwrap_or_default();
+        let told = cancel.await.ok().and_then(Result::ok);
+        let cancelled = told.unwrap_or(left.running + left.waiting);
         let _ = tokio::time::timeout(TURN, empty).await;
         cancelled
     }
@@ -186,8 +188,6 @@ impl Worker for WorkerService {
         let ready = self.ready()?.clone();
         let (frames, response) = mpsc::channel(FRAMES_UNDER_WAY);
         let run = session::run(Arc::clone(&self.state), ready, request.into_inner(), frames);
-        // Not in this call's span: the stream outlives it by days.
-        let _outside = tracing::Span::none().entered();
         self.state.shutdown.spawn("gateway stream", run);
         Ok(Response::new(ReceiverStream::new(response)))
     }

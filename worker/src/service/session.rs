@@ -74,7 +74,8 @@ struct Session {
     requests: Requests,
     outbox: Outbox,
     admits_seen: u64,
-    credit_told: Option<Amount>,
+    /// The last credit, and the admissions that it counted.
+    credit_told: Option<(Amount, u64)>,
     last_heard: Instant,
     beat: u64,
     drain_told: bool,
@@ -232,8 +233,6 @@ impl Session {
                 code: refusal.code.into(),
                 message: refusal.message,
             }));
-            // What the gateway took off its credit for this one is back.
-            self.credit_told = None;
         }
     }
 
@@ -353,11 +352,13 @@ impl Session {
         };
         let news = match (self.credit_told, what) {
             (None, _) => true,
-            (Some(told), Told::Slots) => told.slots != credit.slots,
-            (Some(told), Told::Anything) => told != credit,
+            // The gateway waits to hear what became of each.
+            (Some((_, admits)), _) if admits != self.admits_seen => true,
+            (Some((told, _)), Told::Slots) => told.slots != credit.slots,
+            (Some((told, _)), Told::Anything) => told != credit,
         };
         if news && self.outbox.backlog() < MAX_BACKLOG {
-            self.credit_told = Some(credit);
+            self.credit_told = Some((credit, self.admits_seen));
             self.outbox.push(Body::Credit(wire::Credit {
                 slots: credit.slots,
                 kv_blocks: credit.kv_blocks,
