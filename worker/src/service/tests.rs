@@ -128,11 +128,11 @@ impl Worker {
         self.service.set_ready(self.engine.clone(), identity(), SLOTS - 4);
     }
 
-    /// Waits until no sequence is left.
+    /// Waits until no sequence is left, and no block held.
     async fn idle(&self) {
         let mut status = self.engine.watch_status();
         let idle = async {
-            while self.engine.has_work() {
+            while self.engine.has_work() || self.engine.load().kv_blocks_used > 0 {
                 status.changed().await.unwrap();
             }
         };
