@@ -9,6 +9,7 @@
 mod frames;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,9 +22,10 @@ use super::sequence::{
     SequenceTiming, WorkerId,
 };
 use crate::error::GatewayError;
-use crate::routing::{self, Candidate};
+use crate::routing;
 use crate::text_stream::FinishReason;
 pub use frames::WorkerFrame;
+use worker::Worker;
 
 /// Numbers of the scheduler.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,17 +95,6 @@ pub enum Action {
     Deliver(SequenceId, Delivery),
     /// Close the worker's stream: it does not keep the contract.
     Quarantine(WorkerId, &'static str),
-}
-
-#[derive(Debug)]
-struct Worker {
-    epoch: u32,
-    profile: WorkerProfile,
-    credit: CreditLedger,
-    next_key: u32,
-    running: HashMap<u32, SequenceId>,
-    is_draining: bool,
-    load: Load,
 }
 
 /// Counts for metrics.
@@ -339,11 +330,6 @@ impl State {
         std::mem::take(&mut self.resumes)
     }
 
-    /// Most tokens of one sequence that some worker can finish now.
-    pub fn max_sequence_tokens(&self) -> Option<u64> {
-        self.workers.values().map(|worker| worker.profile.max_sequence_tokens()).max()
-    }
-
     /// When there may be room: one second per round of the queue through the
     /// slots, spread so that those refused together do not return together.
     fn retry_after(&self) -> Duration {
@@ -460,44 +446,5 @@ fn overdue(
                 GatewayError::NoWorker { retry_after }
             })
         }
-    }
-}
-
-impl Worker {
-    /// Whether it could take the sequence if it were empty.
-    fn could_take(&self, spec: &SequenceSpec) -> bool {
-        !self.is_draining
-            && spec.max_tokens() <= self.profile.max_sequence_tokens()
-            && (spec.prompt_logprobs.is_none() || self.profile.prompt_logprobs)
-    }
-
-    /// Blocks that the sequence needs here at once.
-    fn num_blocks(&self, sequence: &Sequence, reserve: u32) -> u32 {
-        let blocks =
-            sequence.reserved_tokens(reserve).div_ceil(u64::from(self.profile.kv_block_size));
-        blocks.min(u64::from(self.profile.num_kv_blocks)) as u32
-    }
-
-    /// Itself with this sequence on it, if there is room. A sequence that needs
-    /// more than this gateway's whole share may have the worker to itself:
-    /// nothing of ours would ever make the share larger.
-    fn candidate(&self, id: WorkerId, blocks: u32) -> Option<Candidate> {
-        let (slots, free) = (self.credit.slots(), self.credit.kv_blocks());
-        let alone = self.running.is_empty() && free > 0;
-        (slots > 0 && (blocks <= free || alone) && self.next_key < u32::MAX).then(|| Candidate {
-            worker: id,
-            num_running: self.running.len() as u32,
-            free_slots: slots - 1,
-            free_kv_blocks: free.saturating_sub(blocks),
-        })
-    }
-
-    /// Spends credit on a sequence and gives it a key.
-    fn take(&mut self, id: SequenceId, blocks: u32) -> u32 {
-        let key = self.next_key;
-        self.next_key += 1;
-        self.credit.spend(blocks);
-        self.running.insert(key, id);
-        key
     }
 }

@@ -190,10 +190,10 @@ impl Answer {
             end.reason == FinishReason::Stop
                 && self.last.as_ref().is_some_and(|(last, _)| *last == id)
         });
-        if ended_by.is_none() {
-            if let Some((id, logprob)) = self.last.take() {
-                self.push(id, logprob, delta);
-            }
+        if ended_by.is_none()
+            && let Some((id, logprob)) = self.last.take()
+        {
+            self.push(id, logprob, delta);
         }
         if !self.has_ended {
             let rest = self.detokenizer.flush();

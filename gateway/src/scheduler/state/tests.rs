@@ -328,8 +328,8 @@ proptest! {
                     let error = WorkerFinish::Error { fault, message: "no".into() };
                     world.entry(id, vec![], Some(error));
                 }
-                (6, _) => {
-                    let id = SequenceId(pick as u64 % world.next_id.max(1));
+                (6, _) if world.next_id > 0 => {
+                    let id = SequenceId(pick as u64 % world.next_id);
                     world.run(|state, _, actions| state.cancel(id, actions));
                     world.ended.insert(id);
                     world.running.remove(&id);
