@@ -76,11 +76,11 @@ impl App {
         };
         let model = read_model(&config).await?;
         let metrics = Arc::new(Metrics::new(&model.name));
-        let spine = start_spine(model, &config, Arc::clone(&metrics), shutdown);
+        let spine = start_spine(model, &config, metrics, shutdown);
         let bodies =
             BodyLimits::new(config.listen.max_body_bytes, config.listen.max_total_body_bytes);
         let grpc_router = grpc::router(spine.clone(), config.listen.max_body_bytes);
-        let http_router = router(HttpState { spine, bodies, metrics });
+        let http_router = router(HttpState { spine, bodies });
         let port = |(address, listener): (SocketAddr, Listener), http| {
             let hosts = HostPolicy::new(&config.listen.allowed_hosts, address);
             let door = Door::new(http, grpc_router.clone(), hosts);

@@ -58,9 +58,11 @@ impl InferenceService {
         mut request: GenerateRequest,
         arrival: Arrival,
     ) -> Result<(Identity, TextStream), GatewayError> {
-        arrival.complete(&mut request)?;
         let prefix = if request.chat { "chatcmpl" } else { "cmpl" };
-        let valid = ValidRequest::new(request, self.spine.limits())?;
+        let valid = arrival
+            .complete(&mut request)
+            .and_then(|()| ValidRequest::new(request, self.spine.limits()))
+            .inspect_err(|error| self.spine.metrics().count_error(error))?;
         let identity = Identity::new(prefix, valid.model());
         let events = self.spine.generate(valid, arrival.context()).await?;
         Ok((identity, events))

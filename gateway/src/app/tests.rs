@@ -325,6 +325,11 @@ async fn what_needs_no_worker_is_answered_without_one() {
     let text = metrics.body.as_str().unwrap();
     assert!(text.contains("llama_mesh_num_requests_running"), "{text}");
     assert!(!text.contains("hello"), "no prompt in metrics");
+    let bad = json!({"model": "tiny", "prompt": "x", "n": 0});
+    assert_eq!(site.post("/v1/completions", &bad).await.status, 400);
+    let counted = "llama_mesh_request_errors_total{model_name=\"tiny\",code=\"invalid_value\"} 1";
+    let metrics = site.get("/metrics").await;
+    assert!(metrics.body.as_str().unwrap().contains(counted), "{}", metrics.body);
 }
 
 #[tokio::test]

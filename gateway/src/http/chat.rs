@@ -15,7 +15,6 @@ use super::wire::reply::{
     UsageBody,
 };
 use crate::error::GatewayError;
-use crate::request::ValidRequest;
 use crate::text_stream::{Delta, Usage};
 
 const CHUNK: &str = "chat.completion.chunk";
@@ -25,11 +24,7 @@ pub(super) async fn chat_completions(
     Extension(arrival): Extension<Arrival>,
     request: Request,
 ) -> Result<Response, GatewayError> {
-    let body = state.body(request).await?;
-    let (mut generate, options) = parse_chat(&body)?;
-    drop(body);
-    arrival.complete(&mut generate)?;
-    let valid = ValidRequest::new(generate, state.spine.limits())?;
+    let (valid, options) = state.valid_request(&arrival, request, parse_chat).await?;
     let identity = Identity::new("chatcmpl", valid.model());
     let num_answers = valid.prompts().len() * valid.n() as usize;
     let wants_logprobs = valid.logprobs().is_some();

@@ -14,7 +14,6 @@ use super::wire::reply::{
     CompletionChoice, CompletionLogprobs, Identity, Reply, SYSTEM_FINGERPRINT, UsageBody,
 };
 use crate::error::GatewayError;
-use crate::request::ValidRequest;
 use crate::text_stream::{Delta, TokenLogprob, Usage};
 
 pub(super) async fn completions(
@@ -22,11 +21,7 @@ pub(super) async fn completions(
     Extension(arrival): Extension<Arrival>,
     request: Request,
 ) -> Result<Response, GatewayError> {
-    let body = state.body(request).await?;
-    let (mut generate, options) = parse_completion(&body)?;
-    drop(body);
-    arrival.complete(&mut generate)?;
-    let valid = ValidRequest::new(generate, state.spine.limits())?;
+    let (valid, options) = state.valid_request(&arrival, request, parse_completion).await?;
     let identity = Identity::new("cmpl", valid.model());
     let num_answers = valid.prompts().len() * valid.n() as usize;
     let wants_logprobs = valid.logprobs().is_some();

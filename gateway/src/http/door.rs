@@ -21,10 +21,10 @@ pub(crate) use self::hosts::HostPolicy;
 use super::body::{BodyLimits, HeldBody};
 use super::guarded::guarded;
 use super::reply::refusal;
+use super::wire::options::ReplyOptions;
 use crate::error::GatewayError;
 use crate::generate::{RequestContext, Spine};
-use crate::metrics::Metrics;
-use crate::request::GenerateRequest;
+use crate::request::{GenerateRequest, ValidRequest};
 
 const REQUEST_ID: &str = "x-request-id";
 const DEADLINE: &str = "x-request-deadline-ms";
@@ -38,10 +38,32 @@ const MAX_DEADLINE_MS: u64 = 24 * 60 * 60 * 1000;
 pub(crate) struct HttpState {
     pub(crate) spine: Spine,
     pub(crate) bodies: BodyLimits,
-    pub(crate) metrics: Arc<Metrics>,
 }
 
+/// How an endpoint reads its body.
+type Parse = fn(&[u8]) -> Result<(GenerateRequest, ReplyOptions), GatewayError>;
+
 impl HttpState {
+    /// From the wire to what the spine takes.
+    ///
+    /// # Errors
+    /// The body does not arrive, or what it asks for is refused; counted here,
+    /// since the spine never sees it.
+    pub(crate) async fn valid_request(
+        &self,
+        arrival: &Arrival,
+        request: Request<Body>,
+        parse: Parse,
+    ) -> Result<(ValidRequest, ReplyOptions), GatewayError> {
+        let read = async {
+            let body = self.body(request).await?;
+            let (mut generate, options) = parse(&body)?;
+            arrival.complete(&mut generate)?;
+            Ok((ValidRequest::new(generate, self.spine.limits())?, options))
+        };
+        read.await.inspect_err(|error| self.spine.metrics().count_error(error))
+    }
+
     /// The request's whole body.
     pub(crate) async fn body(&self, request: Request<Body>) -> Result<HeldBody, GatewayError> {
         self.bodies.read(request.into_body()).await
@@ -182,9 +204,12 @@ impl Protocol {
 fn server_span(request: &Request<Body>, protocol: Protocol, request_id: &RequestId) -> Span {
     let method = request.method().as_str();
     let path = request.uri().path();
-    let (name, system) = match protocol {
-        Protocol::Http => (format!("{method} {}", super::route_of(path)), None),
-        Protocol::Grpc => (path.trim_start_matches('/').to_owned(), Some("grpc")),
+    let (name, route, system) = match protocol {
+        Protocol::Http => {
+            let route = super::route_of(path);
+            (format!("{method} {route}"), Some(route), None)
+        }
+        Protocol::Grpc => (path.trim_start_matches('/').to_owned(), None, Some("grpc")),
     };
     let span = tracing::info_span!(
         "request",
@@ -192,7 +217,7 @@ fn server_span(request: &Request<Body>, protocol: Protocol, request_id: &Request
         otel.kind = "server",
         otel.status_code = field::Empty,
         http.request.method = method,
-        http.route = super::route_of(path),
+        http.route = route,
         http.response.status_code = field::Empty,
         rpc.system = system,
         request_id = request_id.as_str(),

@@ -43,5 +43,5 @@ pub(super) async fn version() -> Response {
 }
 
 pub(super) async fn metrics(State(state): State<HttpState>) -> Response {
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], state.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], state.spine.metrics().render()).into_response()
 }
