@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 use tracing::{Instrument as _, Span, field};
 
 pub(crate) use self::hosts::HostPolicy;
-use super::body::{BodyLimits, HeldBody};
+use super::body::BodyLimits;
 use super::guarded::guarded;
 use super::reply::refusal;
 use super::wire::options::ReplyOptions;
@@ -32,6 +32,10 @@ const PRIORITY: &str = "x-priority";
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// Longest deadline that a client can ask for: a day.
 const MAX_DEADLINE_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Longer bodies take more than half a millisecond to parse, and are parsed off
+/// the threads that serve everybody.
+const MAX_INLINE_BYTES: usize = 64 * 1024;
 
 /// What handlers of HTTP endpoints work with.
 #[derive(Clone, Debug)]
@@ -56,17 +60,28 @@ impl HttpState {
         parse: Parse,
     ) -> Result<(ValidRequest, ReplyOptions), GatewayError> {
         let read = async {
-            let body = self.body(request).await?;
-            let (mut generate, options) = parse(&body)?;
+            let (mut generate, options) = self.parsed(request, parse).await?;
             arrival.complete(&mut generate)?;
             Ok((ValidRequest::new(generate, self.spine.limits())?, options))
         };
         read.await.inspect_err(|error| self.spine.metrics().count_error(error))
     }
 
-    /// The request's whole body.
-    pub(crate) async fn body(&self, request: Request<Body>) -> Result<HeldBody, GatewayError> {
-        self.bodies.read(request.into_body()).await
+    /// The request's whole body, read by `parse`.
+    ///
+    /// # Errors
+    /// The body does not arrive, or what `parse` says of it.
+    pub(crate) async fn parsed<T: Send + 'static>(
+        &self,
+        request: Request<Body>,
+        parse: fn(&[u8]) -> Result<T, GatewayError>,
+    ) -> Result<T, GatewayError> {
+        let body = self.bodies.read(request.into_body()).await?;
+        if body.len() <= MAX_INLINE_BYTES {
+            return parse(&body);
+        }
+        let parsed = tokio::task::spawn_blocking(move || parse(&body)).await;
+        parsed.unwrap_or_else(|_| Err(GatewayError::Internal("a fault in the gateway".into())))
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) async fn tokenize(
     State(state): State<HttpState>,
     request: Request,
 ) -> Result<Response, GatewayError> {
-    let body = parse_tokenize(&state.body(request).await?)?;
+    let body = state.parsed(request, parse_tokenize).await?;
     check_model(body.model.as_deref(), state.spine.limits())?;
     let tokens = state.spine.tokenize(body.input, body.add_special_tokens).await?;
     let max_model_len = state.spine.max_model_len();
@@ -26,7 +26,7 @@ pub(super) async fn detokenize(
     State(state): State<HttpState>,
     request: Request,
 ) -> Result<Response, GatewayError> {
-    let body = parse_detokenize(&state.body(request).await?)?;
+    let body = state.parsed(request, parse_detokenize).await?;
     check_model(body.model.as_deref(), state.spine.limits())?;
     let prompt = state.spine.detokenize(body.tokens).await?;
     Ok(json(&DetokenizeReply { prompt }))
