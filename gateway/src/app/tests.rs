@@ -1,7 +1,8 @@
-//! A whole gateway on loopback with a tiny tokenizer and no worker: whatever is
-//! refused is refused before anybody would run it, alike by both protocols.
+//! A whole gateway on loopback with a tiny tokenizer: whatever is refused is
+//! refused before anybody would run it, and both protocols say the same.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
@@ -19,6 +20,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::config::{ListenConfig, QueueConfig};
 use crate::text::tokenizer::fixture;
+use crate::worker_pool::fake_worker::{FakeWorker, Script};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// More than is parsed in line.
@@ -30,6 +32,7 @@ struct Site {
     shutdown: Shutdown,
     client: Client<HttpConnector, Full<Bytes>>,
     grpc: InferenceClient<Channel>,
+    _workers: Vec<FakeWorker>,
     _model: tempfile::TempPath,
 }
 
@@ -40,13 +43,35 @@ struct Reply {
 }
 
 impl Site {
+    /// Without a worker.
     async fn start() -> Self {
+        Self::start_with(|_, _| Vec::new()).await
+    }
+
+    /// With a worker that can serve.
+    async fn start_ready() -> Self {
+        let site = Self::start_with(|model, shutdown| {
+            let files = common::model::ModelFiles::locate(model).unwrap();
+            let fingerprint = files.tokenizer_fingerprint().unwrap().leak();
+            let script = Script { fingerprint, ..Default::default() };
+            vec![FakeWorker::start(script, shutdown)]
+        })
+        .await;
+        let ready = async { while site.get("/ready").await.status != 200 {} };
+        tokio::time::timeout(PATIENCE, ready).await.expect("ready in time");
+        site
+    }
+
+    async fn start_with(workers: impl FnOnce(&Path, &Shutdown) -> Vec<FakeWorker>) -> Self {
+        let shutdown = Shutdown::new(PATIENCE);
         let mut model = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         model.write_all(&fixture::gguf_file(&fixture::gguf_entries())).unwrap();
+        let workers = workers(model.path(), &shutdown);
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = GatewayConfig {
             model: Some(model.path().to_owned()),
             served_model_name: Some("tiny".into()),
+            workers: workers.iter().map(|worker| worker.endpoint.clone()).collect(),
             listen: ListenConfig {
                 http: free,
                 grpc: Some(free),
@@ -60,7 +85,6 @@ impl Site {
             queue: QueueConfig { worker_wait_ms: 50, ..Default::default() },
             ..Default::default()
         };
-        let shutdown = Shutdown::new(PATIENCE);
         let app = App::build(config, &shutdown).await.unwrap();
         let http = app.http_addr();
         // gRPC on the HTTP port: the port of its own is the same code with less.
@@ -73,6 +97,7 @@ impl Site {
             shutdown,
             client: Client::builder(TokioExecutor::new()).build_http(),
             grpc: InferenceClient::new(channel),
+            _workers: workers,
             _model: model.into_temp_path(),
         }
     }
@@ -350,6 +375,60 @@ async fn without_a_worker_nothing_is_ready() {
     let status = health.check(check("llama_mesh.v1.Inference")).await.unwrap().into_inner();
     assert_eq!(status.status(), tonic_health::ServingStatus::NotServing.into());
     assert_eq!(health.check(check("other")).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn the_same_answer_comes_whole_in_events_and_over_grpc() {
+    let site = Site::start_ready().await;
+    let mut body = chat_body();
+    body["seed"] = 7.into();
+    let whole = site.post("/v1/chat/completions", &body).await;
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    assert!(whole.headers["server-timing"].to_str().unwrap().contains("ttft;dur="));
+    let choice = &whole.body["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(whole.body["usage"]["completion_tokens"], 4);
+    let text = choice["message"]["content"].as_str().unwrap();
+
+    body["stream"] = true.into();
+    let streamed = site.post("/v1/chat/completions", &body).await;
+    assert_eq!(streamed.headers["content-type"], "text/event-stream");
+    let events = streamed.body.as_str().unwrap();
+    assert!(events.ends_with("data: [DONE]\n\n"), "{events}");
+    let contents = events
+        .split("\n\n")
+        .filter_map(|event| event.strip_prefix("data: {"))
+        .map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).unwrap())
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned));
+    assert_eq!(contents.collect::<String>(), text);
+
+    let mut request = chat_message();
+    option(&mut request).seed = Some(7);
+    let mut events = site.grpc.clone().chat(request).await.unwrap().into_inner();
+    let (mut said, mut reason, mut usage) = (String::new(), None, None);
+    while let Some(event) = events.message().await.unwrap() {
+        assert!(usage.is_none(), "usage is on the last message");
+        let delta = event.delta.unwrap_or_default();
+        said.push_str(&delta.text);
+        reason = delta.finish_reason.or(reason);
+        usage = event.usage;
+    }
+    assert_eq!((said.as_str(), reason.as_deref()), (text, Some("length")));
+    assert_eq!(usage.unwrap().completion_tokens, 4);
+}
+
+#[tokio::test]
+async fn a_drain_refuses_new_requests_and_closes_the_port() {
+    let site = Site::start_ready().await;
+    assert_eq!(site.get("/health").await.status, 200);
+    site.shutdown.begin();
+    // Either the port is closed already, or the gateway says that it drains.
+    let request = site.request("GET", "/ready").body(Full::default()).unwrap();
+    if let Ok(response) = site.client.request(request).await {
+        assert_eq!(response.status(), 503);
+    }
+    let closed = async { while tokio::net::TcpStream::connect(site.http).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, closed).await.expect("closes in time");
 }
 
 #[tokio::test]
