@@ -9,3 +9,5 @@ mod oracle;
 mod run;
 #[path = "model/sameness.rs"]
 mod sameness;
+#[path = "tokenizer.rs"]
+mod tokenizer;

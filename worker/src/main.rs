@@ -1,4 +1,5 @@
 //! The `worker` binary; `llama-mesh worker` is the same.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -15,6 +15,11 @@ use crate::error::GatewayError;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Least progress over one window: 1 KiB a second.
 const MIN_WINDOW_BYTES: usize = 10 * 1024;
+/// Of a body that is refused for its size, so much is read and thrown away, for
+/// so long: a connection that is closed with bytes unread is reset, and its
+/// client would see that instead of the answer.
+const MAX_DISCARD_BYTES: u64 = 64 << 20;
+const MAX_DISCARD: Duration = Duration::from_secs(2);
 /// When to come back if too many bodies are being read.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -41,6 +46,7 @@ impl BodyLimits {
     pub(crate) async fn read(&self, mut body: Body) -> Result<HeldBody, GatewayError> {
         let declared = http_body::Body::size_hint(&body).lower();
         if declared > self.max_body_bytes as u64 {
+            discard(body, declared).await;
             return Err(self.too_large());
         }
         let mut held = HeldBody { data: BytesMut::new(), limits: self.clone() };
@@ -63,6 +69,8 @@ impl BodyLimits {
             };
             let Ok(data) = frame.into_data() else { continue };
             if held.data.len() + data.len() > self.max_body_bytes {
+                drop(held);
+                discard(body, 0).await;
                 return Err(self.too_large());
             }
             window_bytes += data.len();
@@ -73,6 +81,23 @@ impl BodyLimits {
     fn too_large(&self) -> GatewayError {
         GatewayError::RequestTooLarge { limit_bytes: self.max_body_bytes as u64 }
     }
+}
+
+/// Reads what is left of a body, as far as that is worth it.
+async fn discard(mut body: Body, declared_bytes: u64) {
+    if declared_bytes > MAX_DISCARD_BYTES {
+        return;
+    }
+    let read = async {
+        let mut left_bytes = MAX_DISCARD_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let num_bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let Some(less) = left_bytes.checked_sub(num_bytes) else { return };
+            left_bytes = less;
+        }
+    };
+    // Late or not, the answer is the same.
+    let _ = tokio::time::timeout(MAX_DISCARD, read).await;
 }
 
 /// A body that is in memory, counted until it is dropped.

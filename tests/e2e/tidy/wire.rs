@@ -45,6 +45,7 @@ fn contract(descriptors: &[u8]) -> Contract {
 
 fn add_message(contract: &mut Contract, scope: &str, message: &DescriptorProto) {
     let name = format!("{scope}.{}", message.name());
+    contract.insert(name.clone(), "message".to_owned());
     for field in &message.field {
         let repeated = field.label() == Label::Repeated;
         let shape =

@@ -7,6 +7,7 @@
 //! implementations of one trait.
 //!
 //! Must never know: kernels, files, requests. Read [`Mesh`] first.
+#![forbid(unsafe_code)]
 
 mod batch;
 #[cfg(feature = "conformance")]
