@@ -34,11 +34,12 @@ struct Message {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("../golden/smollm2_tokenizer.json")).unwrap()
+    serde_json::from_str(include_str!("../golden/smollm2_tokenizer.json"))
+        .expect("the script's output")
 }
 
 fn model() -> TextModel {
-    TextModel::from_gguf(&integration_tests::packaged_model()).unwrap()
+    TextModel::from_gguf(&integration_tests::packaged_model()).expect("loads")
 }
 
 #[test]

@@ -164,7 +164,12 @@ fn in_a_batch_of_sixteen_with_others_coming_and_going() {
         tokio::join!(leaving, batch).1
     });
     assert!(found == expected, "a request's answer depends on its batch");
-    assert_eq!(handle.load().kv_blocks_used, 0);
+    // The status follows the last event.
+    let mut status = handle.watch_status();
+    let empty = status.wait_for(|status| status.load.kv_blocks_used == 0);
+    let limit = Duration::from_secs(10);
+    let waited = block_on(async { tokio::time::timeout(limit, empty).await.map(|_| ()) });
+    assert!(waited.is_ok(), "blocks are still held: {:?}", handle.load());
 }
 
 #[test]

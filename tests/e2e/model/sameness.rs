@@ -7,8 +7,8 @@ use crate::run::{Feed, Model};
 
 /// Chips add their partial sums in rank order, which is another order than one
 /// chip's: f32 rounding through 30 layers stays below this on logits that span
-/// about 40.
-const CHIPS_TOLERANCE: f32 = 2e-3;
+/// about 40 (8e-5 was measured).
+const CHIPS_TOLERANCE: f32 = 5e-4;
 
 #[test]
 fn three_chips_answer_as_one() {
