@@ -24,7 +24,8 @@ fn values(len: usize) -> Vec<f32> {
 }
 
 fn weight(format: Format, n: usize, k: usize) -> PackedMatrix {
-    let packed = PackedMatrix::pack(format, n, k, &mut |first_row, rows: &mut [f32]| {
+    let pool = Pool::new(2);
+    let packed = PackedMatrix::pack(&pool, format, [n, k], &|first_row, rows: &mut [f32]| {
         for (i, value) in rows.iter_mut().enumerate() {
             *value = ((first_row * k + i) * 31 % 2003) as f32 / 1001.5 - 1.0;
         }

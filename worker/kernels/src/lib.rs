@@ -11,7 +11,7 @@
 //! | [`attention`](attention()) | causal attention over paged K and V | q `[rows, q_stride]`, out `[rows, num_heads * head_dim]` |
 //! | [`elementwise`] | norm, rope, SiLU, exp, add | one row |
 //! | [`bfp`] | ttnn's block floats, bit for bit | groups of 16; 32×32 tiles |
-//! | [`convert`] | f32 ↔ bf16 | slices |
+//! | [`convert`] | f32 ↔ bf16 | one value |
 //!
 //! Activations are f32. Weights of every format are decoded to f32, exactly,
 //! and every sum is a chain of f32 fused multiply-adds in a fixed order. So a

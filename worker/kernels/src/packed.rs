@@ -1,8 +1,15 @@
 //! Weights, packed once so that a kernel reads them front to back.
 
+use std::sync::{Mutex, PoisonError};
+
+use crate::Pool;
 use crate::aligned::AlignedBuffer;
 use crate::block::{self, Exponents, ROWS, block_bytes};
 use crate::lanes::LANES;
+
+/// Panels that one task packs: a few reads' worth, so that tasks cost nothing
+/// beside packing and the threads still finish together.
+const PANELS_PER_TASK: usize = 4;
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,7 +25,8 @@ pub enum Format {
 }
 
 /// Writes whole rows of a matrix, the given one first: `(first_row, rows)`.
-pub type ReadRows<'a, E> = dyn FnMut(usize, &mut [f32]) -> Result<(), E> + 'a;
+/// Called from any thread of the pool.
+pub type ReadRows<'a, E> = dyn Fn(usize, &mut [f32]) -> Result<(), E> + Sync + 'a;
 
 /// A weight matrix `[n, k]` (`n` outputs, `k` inputs) in one [`Format`].
 ///
@@ -38,43 +46,48 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Packs the matrix whose rows `read_rows(first_row, rows)` writes: `rows`
-    /// is `[r, k]`, r at most 16, and is asked for in order, each row once.
+    /// Packs the matrix whose rows `read_rows(first_row, rows)` writes, sharing
+    /// the work out over the pool: `rows` is `[r, k]`, r at most 16, and each
+    /// row is asked for once.
     ///
     /// # Errors
-    /// The first error of `read_rows`.
+    /// An error of `read_rows`, after which little more is read.
     ///
     /// # Panics
-    /// If `n` or `k` is 0.
-    pub fn pack<E>(
+    /// If `n` or `k` is 0, or `read_rows` panics.
+    pub fn pack<E: Send>(
+        pool: &Pool,
         format: Format,
-        n: usize,
-        k: usize,
-        read_rows: &mut ReadRows<'_, E>,
+        [n, k]: [usize; 2],
+        read_rows: &ReadRows<'_, E>,
     ) -> Result<Self, E> {
         assert!(n > 0 && k > 0, "a matrix [{n}, {k}] has no values");
         let num_panels = n.div_ceil(LANES);
         let blocks_per_panel = k.div_ceil(ROWS);
         let panel_bytes = blocks_per_panel * block_bytes(format);
         let mut data = AlignedBuffer::zeroed(num_panels * panel_bytes);
-        // [16, k]; rows past n stay 0.
-        let mut rows = vec![0.0; LANES * k];
-        for (panel_idx, panel) in
-            data.as_mut_slice().chunks_exact_mut(panel_bytes).take(num_panels).enumerate()
-        {
-            let first_row = panel_idx * LANES;
-            let num_rows = LANES.min(n - first_row);
-            read_rows(first_row, &mut rows[..num_rows * k])?;
-            rows[num_rows * k..].fill(0.0);
-            for (block_idx, block) in panel.chunks_exact_mut(block_bytes(format)).enumerate() {
-                for row in 0..ROWS.min(k - block_idx * ROWS) {
-                    let column = block_idx * ROWS + row;
-                    let group = std::array::from_fn(|lane| rows[lane * k + column]);
-                    block::encode_group(format, Exponents::OfRows, row, &group, block);
-                }
+        let failure = Mutex::new(None);
+        let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let all_panels = &mut data.as_mut_slice()[..num_panels * panel_bytes];
+        // Each is locked by the one task that has its index, so no lock waits.
+        let tasks: Vec<Mutex<&mut [u8]>> =
+            all_panels.chunks_mut(PANELS_PER_TASK * panel_bytes).map(Mutex::new).collect();
+        pool.run(tasks.len(), &|task_idx| {
+            if failed().is_some() {
+                return;
             }
+            let mut panels = tasks[task_idx].lock().unwrap_or_else(PoisonError::into_inner);
+            let panels = panels.chunks_exact_mut(panel_bytes);
+            let first_row = task_idx * PANELS_PER_TASK * LANES;
+            if let Err(error) = pack_panels(format, [n, k], first_row, panels, read_rows) {
+                failed().get_or_insert(error);
+            }
+        });
+        drop(tasks);
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(Self { format, n, k, blocks_per_panel, data }),
         }
-        Ok(Self { format, n, k, blocks_per_panel, data })
     }
 
     /// The storage format.
@@ -136,6 +149,31 @@ impl PackedMatrix {
     }
 }
 
+/// Packs panels of 16 rows, from row `first_row` on, into zeroed memory.
+fn pack_panels<'a, E>(
+    format: Format,
+    [n, k]: [usize; 2],
+    first_row: usize,
+    panels: impl Iterator<Item = &'a mut [u8]>,
+    read_rows: &ReadRows<'_, E>,
+) -> Result<(), E> {
+    // [16, k]; rows past n are 0.
+    let mut rows = vec![0.0; LANES * k];
+    for (first_row, panel) in (first_row..n).step_by(LANES).zip(panels) {
+        let num_rows = LANES.min(n - first_row);
+        read_rows(first_row, &mut rows[..num_rows * k])?;
+        rows[num_rows * k..].fill(0.0);
+        for (block_idx, block) in panel.chunks_exact_mut(block_bytes(format)).enumerate() {
+            for row in 0..ROWS.min(k - block_idx * ROWS) {
+                let column = block_idx * ROWS + row;
+                let group = std::array::from_fn(|lane| rows[lane * k + column]);
+                block::encode_group(format, Exponents::OfRows, row, &group, block);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,7 +214,7 @@ mod tests {
     #[test]
     fn rows_are_what_the_format_keeps() {
         for format in FORMATS {
-            for (n, k) in [(1, 1), (16, 16), (17, 33), (50, 7)] {
+            for (n, k) in [(1, 1), (16, 16), (17, 33), (50, 7), (200, 5)] {
                 let rows = values(9, n * k);
                 let packed = pack(format, n, k, &rows);
                 assert_eq!((packed.n(), packed.k(), packed.format()), (n, k, format));
@@ -196,11 +234,14 @@ mod tests {
 
     #[test]
     fn an_error_of_the_reader_is_returned() {
-        let result = PackedMatrix::pack(Format::Bf16, 40, 2, &mut |first_row, rows| {
-            rows.fill(1.0);
-            if first_row == 32 { Err("row 32 is damaged") } else { Ok(()) }
-        });
-        assert_eq!(result.err(), Some("row 32 is damaged"));
+        for num_threads in [1, 3] {
+            let pool = Pool::new(num_threads);
+            let result = PackedMatrix::pack(&pool, Format::Bf16, [4000, 2], &|first_row, rows| {
+                rows.fill(1.0);
+                if first_row == 2032 { Err("row 2032 is damaged") } else { Ok(()) }
+            });
+            assert_eq!(result.err(), Some("row 2032 is damaged"));
+        }
     }
 
     #[test]

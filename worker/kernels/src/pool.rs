@@ -230,7 +230,12 @@ impl Shared {
             // Nobody starts another task.
             self.next.0.store(call.num_tasks, Ordering::Relaxed);
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert(payload);
+            match &*first {
+                None => *first = Some(payload),
+                // Not dropped: its own `Drop` may panic, and `run` would unwind
+                // while other threads are still inside.
+                Some(_) => std::mem::forget(payload),
+            }
         }
     }
 
@@ -296,6 +301,31 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 45);
         }
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_leaves_no_thread_inside() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let pool = Pool::new(2);
+        // Both tasks are in flight at once, so both payloads are there.
+        let barrier = std::sync::Barrier::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(2, &|_| {
+                barrier.wait();
+                std::panic::panic_any(Bomb);
+            });
+        }));
+        std::mem::forget(result.expect_err("both tasks panicked"));
+        let count = AtomicUsize::new(0);
+        pool.run(8, &|_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 8);
     }
 
     #[test]

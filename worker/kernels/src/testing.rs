@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
-use crate::{Format, PackedMatrix};
+use crate::{Format, PackedMatrix, Pool};
 
 /// Every storage format.
 pub(crate) const FORMATS: [Format; 4] = [Format::F32, Format::Bf16, Format::Bfp8, Format::Bfp4];
@@ -29,7 +29,8 @@ pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
 
 /// Packs a matrix `[n, k]` from a slice.
 pub(crate) fn pack(format: Format, n: usize, k: usize, rows: &[f32]) -> PackedMatrix {
-    let packed = PackedMatrix::pack(format, n, k, &mut |first_row, out: &mut [f32]| {
+    let pool = Pool::new(3);
+    let packed = PackedMatrix::pack(&pool, format, [n, k], &|first_row, out: &mut [f32]| {
         out.copy_from_slice(&rows[first_row * k..][..out.len()]);
         Ok::<(), std::convert::Infallible>(())
     });

@@ -95,7 +95,7 @@ impl Mesh for CpuMesh {
         parts: &[&dyn Matrix],
         dtype: DType,
     ) -> Result<ColumnParallel<Weight>, MeshError> {
-        weights::column_parallel(self.chips, parts, dtype).map(ColumnParallel)
+        weights::column_parallel(&self.compute.pool, self.chips, parts, dtype).map(ColumnParallel)
     }
 
     fn load_row_parallel(
@@ -103,7 +103,7 @@ impl Mesh for CpuMesh {
         matrix: &dyn Matrix,
         dtype: DType,
     ) -> Result<RowParallel<Weight>, MeshError> {
-        weights::row_parallel(self.chips, matrix, dtype).map(RowParallel)
+        weights::row_parallel(&self.compute.pool, self.chips, matrix, dtype).map(RowParallel)
     }
 
     fn load_replicated(
@@ -111,7 +111,7 @@ impl Mesh for CpuMesh {
         matrix: &dyn Matrix,
         dtype: DType,
     ) -> Result<Replicated<Weight>, MeshError> {
-        weights::replicated(matrix, dtype).map(Replicated)
+        weights::replicated(&self.compute.pool, matrix, dtype).map(Replicated)
     }
 
     fn load_rope(

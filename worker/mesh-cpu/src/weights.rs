@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use kernels::{Format, PackedMatrix};
+use kernels::{Format, PackedMatrix, Pool};
 use mesh::{DType, Matrix, MeshError};
 
 use crate::chip::Chips;
@@ -82,6 +82,7 @@ pub(crate) fn format_of(dtype: DType) -> Format {
 
 /// See [`mesh::Mesh::load_column_parallel`].
 pub(crate) fn column_parallel(
+    pool: &Pool,
     chips: Chips,
     parts: &[&dyn Matrix],
     dtype: DType,
@@ -109,7 +110,7 @@ pub(crate) fn column_parallel(
                 .zip(&shares)
                 .map(|(&matrix, &rows)| Slice { matrix, first_row: rank * rows, rows })
                 .collect();
-            PackedMatrix::pack(format_of(dtype), rows, cols, &mut |first_row, out| {
+            PackedMatrix::pack(pool, format_of(dtype), [rows, cols], &|first_row, out| {
                 read_stack(&stack, first_row, out)
             })
         })
@@ -119,21 +120,21 @@ pub(crate) fn column_parallel(
 
 /// See [`mesh::Mesh::load_row_parallel`].
 pub(crate) fn row_parallel(
+    pool: &Pool,
     chips: Chips,
     matrix: &dyn Matrix,
     dtype: DType,
 ) -> Result<Weight, MeshError> {
     let share = chips.share(matrix.name(), "input channels", matrix.cols())?;
-    let mut scratch = Vec::new();
     let shards = chips
         .ranks()
         .map(|rank| {
             let columns = rank * share..(rank + 1) * share;
-            PackedMatrix::pack(format_of(dtype), matrix.rows(), share, &mut |first_row, out| {
+            PackedMatrix::pack(pool, format_of(dtype), [matrix.rows(), share], &|first_row, out| {
                 if chips.count() == 1 {
                     matrix.read_rows(first_row, out)
                 } else {
-                    read_columns(matrix, columns.clone(), first_row, out, &mut scratch)
+                    read_columns(matrix, columns.clone(), first_row, out)
                 }
             })
         })
@@ -142,18 +143,20 @@ pub(crate) fn row_parallel(
 }
 
 /// See [`mesh::Mesh::load_replicated`].
-pub(crate) fn replicated(matrix: &dyn Matrix, dtype: DType) -> Result<Weight, MeshError> {
+pub(crate) fn replicated(
+    pool: &Pool,
+    matrix: &dyn Matrix,
+    dtype: DType,
+) -> Result<Weight, MeshError> {
     if matrix.rows() == 1 {
         let mut gain = vec![0.0; matrix.cols()];
         matrix.read_rows(0, &mut gain)?;
         return Ok(Weight(Storage::Gain(gain)));
     }
-    let table = PackedMatrix::pack(
-        format_of(dtype),
-        matrix.rows(),
-        matrix.cols(),
-        &mut |first_row, out| matrix.read_rows(first_row, out),
-    )?;
+    let shape = [matrix.rows(), matrix.cols()];
+    let table = PackedMatrix::pack(pool, format_of(dtype), shape, &|first_row, out| {
+        matrix.read_rows(first_row, out)
+    })?;
     Ok(Weight(Storage::Table(table)))
 }
 
@@ -190,21 +193,17 @@ fn read_stack(
     Ok(())
 }
 
-/// Reads `columns` of rows by way of whole rows in `scratch`: the packer asks
-/// for few rows at a time, so that stays small.
+/// Reads `columns` of rows, each by way of the whole row.
 fn read_columns(
     matrix: &dyn Matrix,
     columns: std::ops::Range<usize>,
     first_row: usize,
     out: &mut [f32], // [rows, columns.len()]
-    scratch: &mut Vec<f32>,
 ) -> Result<(), MeshError> {
-    let num_rows = out.len() / columns.len();
-    scratch.resize(num_rows * matrix.cols(), 0.0);
-    matrix.read_rows(first_row, scratch)?;
-    let rows = scratch.chunks_exact(matrix.cols());
-    for (to, from) in out.chunks_exact_mut(columns.len()).zip(rows) {
-        to.copy_from_slice(&from[columns.clone()]);
+    let mut whole = vec![0.0; matrix.cols()];
+    for (row, out) in (first_row..).zip(out.chunks_exact_mut(columns.len())) {
+        matrix.read_rows(row, &mut whole)?;
+        out.copy_from_slice(&whole[columns.clone()]);
     }
     Ok(())
 }
@@ -234,7 +233,7 @@ mod tests {
     fn every_chip_gets_its_slice_of_every_part_in_order() {
         let (a, b) = (numbered("a", 0.0, 4, 3), numbered("b", 5000.0, 2, 3));
         let chips = Chips::new(2).unwrap();
-        let weight = column_parallel(chips, &[&a, &b], DType::F32).unwrap();
+        let weight = column_parallel(&Pool::new(2), chips, &[&a, &b], DType::F32).unwrap();
         let first_cols: Vec<Vec<f32>> = weight
             .shards()
             .iter()
@@ -271,7 +270,8 @@ mod tests {
     fn a_row_parallel_chip_gets_its_columns_of_every_row() {
         let cols = 24;
         let matrix = numbered("w", 0.0, 40, cols);
-        let weight = row_parallel(Chips::new(2).unwrap(), &matrix, DType::F32).unwrap();
+        let weight =
+            row_parallel(&Pool::new(2), Chips::new(2).unwrap(), &matrix, DType::F32).unwrap();
         for (rank, shard) in weight.shards().iter().enumerate() {
             for (r, row) in rows_of(shard).iter().enumerate() {
                 assert_eq!(row.len(), cols / 2);
@@ -286,8 +286,8 @@ mod tests {
         let chips = Chips::new(2).unwrap();
         let odd = numbered("model.odd", 0.0, 3, 5);
         for error in [
-            column_parallel(chips, &[&odd], DType::F32).unwrap_err(),
-            row_parallel(chips, &odd, DType::F32).unwrap_err(),
+            column_parallel(&Pool::new(2), chips, &[&odd], DType::F32).unwrap_err(),
+            row_parallel(&Pool::new(2), chips, &odd, DType::F32).unwrap_err(),
         ] {
             let MeshError::DoesNotFit(message) = error else { panic!("{error:?}") };
             assert!(message.contains("model.odd") && message.contains("2 chips"), "{message}");
@@ -313,9 +313,9 @@ mod tests {
         }
         let chips = Chips::new(2).unwrap();
         for result in [
-            column_parallel(chips, &[&Broken], DType::F32),
-            row_parallel(chips, &Broken, DType::F32),
-            replicated(&Broken, DType::F32),
+            column_parallel(&Pool::new(2), chips, &[&Broken], DType::F32),
+            row_parallel(&Pool::new(2), chips, &Broken, DType::F32),
+            replicated(&Pool::new(2), &Broken, DType::F32),
         ] {
             assert!(matches!(result, Err(MeshError::Source { .. })));
         }
