@@ -104,7 +104,11 @@ pub(super) fn add_file(store: &mut TensorStore, path: &Path) -> Result<(), Check
     }
     let mapped = file.map()?;
     let data_start = 8 + header_bytes as usize;
-    let _: Header = serde_json::from_slice(&mapped[8..data_start])
+    // The file may be shorter by now than it was when it was opened.
+    let header = mapped
+        .get(8..data_start)
+        .ok_or_else(|| CheckpointError::Changed { path: path.to_owned() })?;
+    let _: Header = serde_json::from_slice(header)
         .map_err(|error| CheckpointError::malformed(path, error.to_string()))?;
     let (_, metadata) = SafeTensors::read_metadata(&mapped)
         .map_err(|error| CheckpointError::malformed(path, error.to_string()))?;

@@ -184,6 +184,27 @@ fn sequences_in_a_batch_give_the_bits_that_they_give_alone() {
 }
 
 #[test]
+fn a_step_that_panics_leaves_mesh_and_cache_as_they_were() {
+    let model = TinyModel::new(tiny::config(), 3);
+    let mut runner = runner(&model, 2, Optimizations::Performance);
+    let expected = whole(&mut runner, &TOKENS);
+    let table = [9, 2, 5];
+    run(&mut runner, &batch(&[(&TOKENS[..30], 0, &table)], &[]));
+    // Each beside a sequence that is as it should be, and would write block 7.
+    let bad: [(&[u32], usize, &[u32]); 4] =
+        [(&[1, 256, 2], 0, &[6]), (&[1, 2], 0, &[16]), (&[1, 2], 511, &[6; 40]), (&[1], 16, &[6])];
+    for bad in bad {
+        let step = batch(&[(&TOKENS[..16], 0, &[7]), bad], &[15]);
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runner.forward(&step, &mut Vec::new())
+        }));
+        assert!(ran.is_err(), "{bad:?}");
+        let good = run(&mut runner, &batch(&[(&TOKENS[30..], 30, &table)], &[0, 9]));
+        assert_eq!(good, [expected[30].clone(), expected[39].clone()], "after {bad:?}");
+    }
+}
+
+#[test]
 fn a_load_reports_every_byte_and_describes_itself() {
     let model = TinyModel::new(tiny::config(), 3);
     let (_directory, checkpoint) = checkpoint(&model);
