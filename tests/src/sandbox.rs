@@ -113,6 +113,8 @@ pub struct Sandbox {
 /// What a sandbox runs.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
+    /// The packaged model where unset.
+    pub model: Option<String>,
     /// Further flags of the worker.
     pub worker_args: Vec<String>,
     /// Further flags of the gateway.
@@ -122,6 +124,13 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Serves another model than the packaged one.
+    #[must_use]
+    pub fn model(mut self, path: &str) -> Self {
+        self.model = Some(path.to_owned());
+        self
+    }
+
     /// Adds worker flags.
     #[must_use]
     pub fn worker(mut self, args: &[&str]) -> Self {
@@ -143,13 +152,14 @@ impl Layout {
         self
     }
 
-    /// Starts everything on the packaged model and waits until it can serve.
+    /// Starts everything and waits until it can serve.
     ///
     /// # Panics
     /// When it does not become ready in time.
     pub fn start(self) -> Sandbox {
         let directory = tempfile::tempdir().expect("a scratch directory");
-        let model = packaged_model().display().to_string();
+        let packaged = || packaged_model().display().to_string();
+        let model = self.model.unwrap_or_else(packaged);
         let socket = directory.path().join("worker.sock");
         let endpoint = format!("unix:{}", socket.display());
         let env: Vec<(&str, &str)> = self.env.iter().map(|(k, v)| (&**k, &**v)).collect();

@@ -29,6 +29,15 @@ fn chat_answers_and_shuts_down() {
 }
 
 #[test]
+fn a_conversation_on_the_terminal_has_history_and_stops_at_ctrl_c() {
+    integration_tests::packaged_model();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/services/terminal.py");
+    let status =
+        Command::new("python3").arg(script).arg(executable()).status().expect("Python starts");
+    assert!(status.success(), "terminal.py failed");
+}
+
+#[test]
 fn three_chips_say_the_same() {
     let ask = |more: &[&str]| {
         let base = ["chat", "Name a colour.", "--temperature", "0", "--max-tokens", "16", "--json"];
