@@ -4,7 +4,7 @@
 //! cut looks at the likely ones only, unless they don't suffice; among them a
 //! histogram finds the bucket in which it falls, and only that is sorted.
 
-use super::exp::exp;
+use super::exp::for_exps;
 use crate::generation::Sampling;
 
 /// A weight is a probability relative to the likeliest token's, in units of
@@ -81,12 +81,15 @@ impl Candidates {
         self.is_cut = false;
         self.all_xs.clear();
         self.all_xs.extend(logits.iter().map(|logit| (logit - max) / temperature));
-        self.all_weights.clear();
-        self.all_weights.extend(self.all_xs.iter().map(|&x| {
-            // Through i32, for which there are vector conversions.
-            let weight = if x >= lowest { exp(x) * UNIT + 0.5 } else { 0.0 };
-            (weight as i32).unsigned_abs()
-        }));
+        let Self { all_xs, all_weights, .. } = self;
+        all_weights.clear();
+        for_exps(all_xs, 0.0, |xs, exps| {
+            all_weights.extend(xs.iter().zip(exps).map(|(&x, &exp)| {
+                // Through i32, for which there are vector conversions.
+                let weight = if x >= lowest { exp * UNIT + 0.5 } else { 0.0 };
+                (weight as i32).unsigned_abs()
+            }));
+        });
     }
 
     /// Leaves the `top_k` greatest; among equals the lowest ids.

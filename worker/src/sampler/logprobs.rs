@@ -1,6 +1,6 @@
 //! Log-probabilities of the model's own distribution.
 
-use super::exp::exp;
+use super::exp::for_exps;
 use crate::generation::Logprobs;
 
 /// Terms summed side by side, in a fixed order.
@@ -43,16 +43,15 @@ fn logprob(logit: f32, log_sum: f64) -> f32 {
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut sums = [0.0f64; LANES];
-    for chunk in chunks {
-        for (sum, logit) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(exp(logit - max));
+    for_exps(logits, max, |_, exps| {
+        let (chunks, rest) = exps.as_chunks::<LANES>();
+        for exps in chunks.iter().map(<[f32; LANES]>::as_slice).chain([rest]) {
+            for (sum, exp) in sums.iter_mut().zip(exps) {
+                *sum += f64::from(*exp);
+            }
         }
-    }
-    for (sum, logit) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(exp(logit - max));
-    }
+    });
     f64::from(max) + sums.iter().sum::<f64>().ln()
 }
 
