@@ -148,13 +148,12 @@ async fn serve(
     let failure = match failure {
         Some(failure) => Some(failure),
         None => {
-            // By `Drain` alone: stay, empty, until the process is told to go.
-            let drained = service.drain(shutdown.grace());
+            // By `Drain` alone, whose grace is its caller's: stay until the
+            // process is told to go, and drain what is left then.
             tokio::select! {
                 cut = async {
-                    let cut = drained.await;
                     shutdown.draining().cancelled().await;
-                    cut
+                    service.drain(shutdown.grace()).await
                 } => {
                     if cut > 0 {
                         tracing::warn!(cut, "sequences were cancelled at the end of the grace");

@@ -105,6 +105,23 @@ async fn a_worker_loads_serves_and_drains() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_on_request_has_the_grace_that_it_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_model(dir.path());
+    let running = Running::start(WorkerConfig { grace_ms: 0, ..settings(dir.path()) }).await;
+    let mut client = WorkerClient::new(running.channel.clone());
+    let request =
+        wire::GenerateRequest { request_id: String::new(), generation: Some(generation(500)) };
+    let answers = client.generate(request).await.unwrap().into_inner();
+    let grace_ms = Some(LONG.as_millis() as u64);
+    let drained = client.drain(wire::DrainRequest { grace_ms });
+    let (answers, drained) = tokio::join!(answers.collect::<Vec<_>>(), drained);
+    let tokens: usize = answers.into_iter().map(|answer| answer.unwrap().token_ids.len()).sum();
+    assert_eq!((tokens, drained.unwrap().into_inner().cancelled), (500, 0));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_neither_reads_nor_leaves_does_not_hold_the_exit() {
     let dir = tempfile::tempdir().unwrap();
     tiny_model(dir.path());

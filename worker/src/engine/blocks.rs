@@ -125,7 +125,7 @@ impl BlockTable {
     }
 }
 
-/// At most this many hashes wait to be reported; older ones are dropped, and a
+/// At most this many hashes wait to be reported; later ones are dropped, and a
 /// listener merely misses some.
 const MAX_PENDING_EVENTS: usize = 8192;
 

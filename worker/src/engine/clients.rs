@@ -12,7 +12,7 @@ use futures::future::select_all;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::generation::{ClientId, Event, Load, StepEvents, StepTiming};
+use crate::generation::{ClientId, Event, Load, Logprobs, StepEvents, StepTiming};
 
 /// How much a client may leave unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,10 +161,35 @@ impl Outbox {
     }
 }
 
-/// Tokens that an event tells of; one for an event that tells of none.
+/// Tokens that an event tells of; one for an event that tells of none. Every
+/// [`ALTERNATIVES_PER_TOKEN`] alternatives count as one more, so that what
+/// gathers fits one message whatever is reported.
 fn weight(event: &Event) -> usize {
+    let of = |logprobs: &Logprobs| 1 + logprobs.top.len() / ALTERNATIVES_PER_TOKEN;
     match event {
-        Event::PromptLogprobs { tokens, .. } => tokens.len(),
-        Event::Admitted { .. } | Event::Token { .. } | Event::Finished { .. } => 1,
+        Event::PromptLogprobs { tokens, .. } => tokens.iter().map(of).sum(),
+        Event::Token { logprobs, .. } => logprobs.as_ref().map_or(1, of),
+        Event::Admitted { .. } | Event::Finished { .. } => 1,
+    }
+}
+
+/// A token and its place take about as much of a message as these.
+const ALTERNATIVES_PER_TOKEN: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generation::SequenceId;
+
+    #[test]
+    fn alternatives_count() {
+        let logprobs = |num_top| Logprobs { logprob: -1.0, top: vec![(0, -1.0); num_top] };
+        let sequence = SequenceId(0);
+        let token = |logprobs| weight(&Event::Token { sequence, token_id: 0, logprobs });
+        assert_eq!(token(None), 1);
+        assert_eq!(token(Some(logprobs(0))), 1);
+        assert_eq!(token(Some(logprobs(20))), 3);
+        let tokens = vec![logprobs(0), logprobs(8), logprobs(1000)];
+        assert_eq!(weight(&Event::PromptLogprobs { sequence, first_position: 1, tokens }), 129);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::EngineConfig;
 use super::blocks::CacheEvents;
@@ -68,7 +68,6 @@ pub struct EngineStatus {
 #[derive(Debug)]
 pub(super) enum Command {
     Attach { id: ClientId, sender: mpsc::Sender<StepEvents> },
-    Detach(ClientId),
     Submit(Box<Submission>),
     Cancel(SequenceId),
     CancelAll(oneshot::Sender<u32>),
@@ -90,8 +89,19 @@ pub(super) struct Shared {
     pub(super) queued: AtomicUsize,
     /// Submitted and not yet ended.
     pub(super) live: AtomicUsize,
+    /// Told when a submission did not come about: no status follows from it.
+    withdrawn: Notify,
     next_client: AtomicU64,
     next_sequence: AtomicU64,
+}
+
+impl Shared {
+    /// Takes back the count of a submission that did not come about.
+    fn withdraw(&self) {
+        self.queued.fetch_sub(1, Ordering::SeqCst);
+        self.live.fetch_sub(1, Ordering::SeqCst);
+        self.withdrawn.notify_waiters();
+    }
 }
 
 /// A way to talk to the engine. When the last one is dropped, the engine
@@ -160,8 +170,7 @@ impl EngineHandle {
             self.send_submission(client, generation, span)
         };
         if sent.is_err() {
-            self.shared.queued.fetch_sub(1, Ordering::SeqCst);
-            self.shared.live.fetch_sub(1, Ordering::SeqCst);
+            self.shared.withdraw();
         }
         sent
     }
@@ -205,14 +214,6 @@ impl EngineHandle {
         self.send(Command::Cancel(sequence)).await
     }
 
-    /// Ends all of a client's sequences, and its channel.
-    ///
-    /// # Errors
-    /// When the engine has stopped.
-    pub async fn detach(&self, client: ClientId) -> Result<(), Stopped> {
-        self.send(Command::Detach(client)).await
-    }
-
     /// Ends all sequences of all clients; returns how many.
     ///
     /// # Errors
@@ -229,9 +230,15 @@ impl EngineHandle {
         self.shared.draining.store(true, Ordering::SeqCst);
         let mut status = self.status.clone();
         loop {
+            // Both before the count is looked at, so that no change is missed.
+            let withdrawn = self.shared.withdrawn.notified();
             status.borrow_and_update();
-            if self.shared.live.load(Ordering::SeqCst) == 0 || status.changed().await.is_err() {
+            if self.shared.live.load(Ordering::SeqCst) == 0 {
                 return;
+            }
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                () = withdrawn => {}
             }
         }
     }
@@ -275,5 +282,25 @@ impl EngineHandle {
 
     async fn send(&self, command: Command) -> Result<(), Stopped> {
         self.commands.send(command).await.map_err(|_| Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::fake::FakeModel;
+    use crate::engine::{Engine, tests::options};
+
+    #[tokio::test]
+    async fn a_submission_that_a_drain_turns_away_does_not_hold_it_up() {
+        let (handle, _thread) = Engine::start(FakeModel::new(4096, 4), options()).unwrap();
+        // Between its count and its look at the flag.
+        handle.shared.queued.fetch_add(1, Ordering::SeqCst);
+        handle.shared.live.fetch_add(1, Ordering::SeqCst);
+        let drained = handle.drain();
+        tokio::pin!(drained);
+        assert!(futures::poll!(drained.as_mut()).is_pending());
+        handle.shared.withdraw();
+        drained.await;
     }
 }

@@ -52,11 +52,6 @@ impl EngineThread {
         // The thread catches its own panics.
         let _ = self.thread.join();
     }
-
-    /// True when [`EngineThread::join`] would not block.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
 }
 
 impl<F: Forward + 'static> Engine<F> {
@@ -173,10 +168,6 @@ impl<F: Forward> Engine<F> {
         let now = Instant::now();
         match command {
             Command::Attach { id, sender } => self.clients.attach(id, sender),
-            Command::Detach(id) => {
-                self.clients.remove(id);
-                self.state.cancel_client(id, now);
-            }
             Command::Submit(submission) => self.submit(*submission, now),
             Command::Cancel(id) => self.state.cancel(id, now),
             Command::CancelAll(reply) => {
