@@ -168,6 +168,8 @@ impl Scheduler {
     }
 }
 
+/// Dropping it fails what is left, so that no client waits for a task that was
+/// cut or has panicked.
 struct Task {
     state: State,
     rings: HashMap<SequenceId, (RingWriter, usize)>,
@@ -332,5 +334,47 @@ impl Task {
         for &worker in self.links.keys() {
             self.roster.set_running(worker, self.state.num_running_on(worker) as u32);
         }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        for (ring, answer) in self.rings.drain().map(|(_, place)| place) {
+            let error = GatewayError::Internal("the scheduler has ended".into());
+            // Nothing is left to park.
+            ring.push(answer, sequence::Delivery::Failed(error), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_task_that_is_gone_leaves_no_reader_waiting() {
+        let signals = Arc::new(Signals::default());
+        let ids = vec![SequenceId(1), SequenceId(2)];
+        let (ring, reader) = ring::ring(ids.clone(), Arc::clone(&signals), Span::none());
+        let places = ids.into_iter().zip([(ring.clone(), 0), (ring, 1)]);
+        let task = Task {
+            state: State::new(SchedulerConfig::default()),
+            rings: places.collect(),
+            links: HashMap::new(),
+            signals,
+            roster: Arc::new(Roster::new(&[])),
+            metrics: Arc::new(Metrics::new("tiny")),
+            actions: Vec::new(),
+        };
+        let mut unread = Vec::new();
+        let mut cx = std::task::Context::from_waker(Waker::noop());
+        assert!(reader.poll_read(&mut cx, &mut unread).is_pending());
+        drop(task);
+        assert!(reader.poll_read(&mut cx, &mut unread).is_ready());
+        let failed = |unread: &ring::Unread| matches!(unread.end, Some(Err(_)));
+        assert!(unread.len() == 2 && unread.iter().all(|(_, unread)| failed(unread)));
     }
 }

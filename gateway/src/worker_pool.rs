@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::scheduler::LinkSender;
 use crate::scheduler::sequence::WorkerId;
 use link::Link;
-use roster::Roster;
+use roster::{Roster, WorkerState};
 
 /// What the pool is to reach, and how patiently.
 #[derive(Clone, Debug)]
@@ -91,9 +91,11 @@ pub fn start(
             scheduler.clone(),
         );
         let stop = stop.clone();
+        let roster = Arc::clone(roster);
         shutdown.spawn("worker link", async move {
             // Dropping the link at any await is safe: the scheduler has ended.
             let _ = stop.run_until_cancelled(link.run()).await;
+            roster.set_state(WorkerId(index), WorkerState::Down, "gateway is stopping");
         });
     }
 }

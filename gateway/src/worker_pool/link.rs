@@ -43,6 +43,8 @@ pub(super) struct Link {
     roster: Arc<Roster>,
     scheduler: LinkSender,
     epoch: u32,
+    /// Attempts in a row, the current one included, that opened no stream.
+    failures: u32,
 }
 
 /// Why a stream ended or never began.
@@ -92,15 +94,14 @@ impl Link {
         roster: Arc<Roster>,
         scheduler: LinkSender,
     ) -> Self {
-        Self { id, endpoint, config, expected, roster, scheduler, epoch: 0 }
+        Self { id, endpoint, config, expected, roster, scheduler, epoch: 0, failures: 0 }
     }
 
     /// Keeps a stream open until the scheduler ends.
     pub(super) async fn run(mut self) {
-        let mut failures = 0u32;
         let mut last_reason = String::new();
         loop {
-            let was_up = self.epoch;
+            self.failures = self.failures.saturating_add(1);
             let broken = match self.describe().await {
                 Ok(described) => self.serve(described).await,
                 Err(broken) => broken,
@@ -108,8 +109,6 @@ impl Link {
             if matches!(broken, Broken::Over) {
                 return;
             }
-            // The epoch moves when a stream was up: that ends a row of failures.
-            failures = if self.epoch == was_up { failures.saturating_add(1) } else { 1 };
             let reason = broken.to_string();
             if reason != last_reason {
                 tracing::warn!(
@@ -121,17 +120,18 @@ impl Link {
             }
             self.roster.set_state(self.id, WorkerState::Down, reason.clone());
             last_reason = reason;
-            tokio::time::sleep(self.backoff(&broken, failures)).await;
+            tokio::time::sleep(self.backoff(&broken)).await;
         }
     }
 
     /// Twice as long each time, half of it by chance: gateways that lost a
     /// worker together do not come back together.
-    fn backoff(&self, broken: &Broken, failures: u32) -> Duration {
+    fn backoff(&self, broken: &Broken) -> Duration {
         if matches!(broken, Broken::Contract(_)) {
             return self.config.quarantine;
         }
-        let doubled = self.config.min_backoff.saturating_mul(1 << (failures - 1).min(16));
+        let doubled =
+            self.config.min_backoff.saturating_mul(1 << self.failures.saturating_sub(1).min(16));
         let longest = doubled.min(self.config.max_backoff);
         let chance = RandomState::new().hash_one(self.epoch) as f64 / u64::MAX as f64;
         longest.mul_f64(0.5 + 0.5 * chance)
@@ -183,6 +183,7 @@ impl Link {
         if !self.scheduler.send(up).await {
             return Broken::Over;
         }
+        self.failures = 0;
         self.roster.set_state(self.id, WorkerState::Ready, "");
         tracing::info!(worker = worker.0, endpoint = self.endpoint, epoch, "worker is ready");
         let context = FrameContext {
@@ -243,6 +244,11 @@ impl Link {
                     }));
                 }
                 _ = ticks.tick() => {
+                    // A worker that reads nothing leaves no place to send, and
+                    // so no command to notice the end of.
+                    if to_send.is_closed() {
+                        return Broken::Closed("gateway");
+                    }
                     if let Err(death) = liveness.check(Instant::now()) {
                         return Broken::Dead(death);
                     }
