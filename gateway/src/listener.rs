@@ -23,6 +23,7 @@ use common::shutdown::Shutdown;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -167,13 +168,7 @@ impl Connection {
             }
         });
         let connection = self.budget.http1().serve_connection(socket, service);
-        let mut connection = pin!(connection);
-        let mut ending = pin!(self.end_of_acceptance());
-        tokio::select! {
-            ended = connection.as_mut() => return log_end(ended),
-            () = ending.as_mut() => connection.as_mut().graceful_shutdown(),
-        }
-        log_end(self.within_age_grace(connection).await);
+        self.run_to_its_end(connection).await;
     }
 
     async fn serve_http2<A: Answer>(&self, stream: TcpStream, prefix: Bytes, answer: A) {
@@ -187,30 +182,30 @@ impl Connection {
         });
         let executor = StreamExecutor::new(self.shutdown.clone(), self.budget.write_timeout);
         let connection = self.budget.http2(executor).serve_connection(socket, service);
+        self.run_to_its_end(connection).await;
+    }
+
+    /// Drives a connection; at its age or a drain it takes no further requests,
+    /// and what is in flight has some time to end. (At a drain the grace is
+    /// shorter, and cuts in `run`.)
+    async fn run_to_its_end<C>(&self, connection: C)
+    where
+        C: GracefulConnection<Error = hyper::Error>,
+    {
         let mut connection = pin!(connection);
-        let mut ending = pin!(self.end_of_acceptance());
+        // Both are cancel safe.
+        let end_of_acceptance = async {
+            tokio::select! {
+                () = self.shutdown.draining().cancelled() => {}
+                () = tokio::time::sleep(self.budget.max_age) => {}
+            }
+        };
         tokio::select! {
             ended = connection.as_mut() => return log_end(ended),
-            () = ending.as_mut() => connection.as_mut().graceful_shutdown(),
+            () = end_of_acceptance => connection.as_mut().graceful_shutdown(),
         }
-        log_end(self.within_age_grace(connection).await);
-    }
-
-    /// When this connection should take no further requests.
-    async fn end_of_acceptance(&self) {
-        tokio::select! {
-            () = self.shutdown.draining().cancelled() => {}
-            () = tokio::time::sleep(self.budget.max_age) => {}
-        }
-    }
-
-    /// What is in flight has some time to end; at a drain the grace is shorter
-    /// and cuts in `run`.
-    async fn within_age_grace<F>(&self, connection: F) -> hyper::Result<()>
-    where
-        F: Future<Output = hyper::Result<()>>,
-    {
-        tokio::time::timeout(self.budget.max_age_grace, connection).await.unwrap_or(Ok(()))
+        let in_flight = tokio::time::timeout(self.budget.max_age_grace, connection).await;
+        log_end(in_flight.unwrap_or(Ok(())));
     }
 }
 
