@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Serialize;
 use tonic_types::{ErrorDetails, StatusExt as _};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// Domain of the gRPC `ErrorInfo` detail.
 const ERROR_DOMAIN: &str = "llama-mesh";
@@ -222,6 +223,16 @@ impl GatewayError {
     /// Value of the `Retry-After` header: whole seconds, at least 1.
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after().map(|wait| wait.as_millis().div_ceil(1000).max(1) as u64)
+    }
+
+    /// Enters itself into the span of its request: as an attribute, and as the
+    /// span's failure if it is not the client's. The answer's own status cannot
+    /// say so: it is 200 for a stream, and for all of gRPC.
+    pub fn record_in(&self, span: &tracing::Span) {
+        span.set_attribute("error.type", self.code());
+        if self.http_status().is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
     }
 
     /// OpenAI's error body.

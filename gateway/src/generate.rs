@@ -123,7 +123,7 @@ impl Spine {
         let result = self.queue(request, ctx).await;
         if let Err(error) = &result {
             self.inner.metrics.count_error(error);
-            span.set_attribute("error.type", error.code());
+            error.record_in(&span);
         }
         result
     }

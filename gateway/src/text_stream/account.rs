@@ -124,7 +124,7 @@ impl Account {
     /// Closes the account of a request that failed.
     pub(super) fn failed(&mut self, error: &GatewayError) {
         self.metrics.count_error(error);
-        self.span.set_attribute("error.type", error.code());
+        error.record_in(&self.span);
         self.close();
     }
 
