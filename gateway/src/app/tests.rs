@@ -1,6 +1,8 @@
 //! A whole gateway on loopback with a tiny tokenizer: whatever is refused is
 //! refused before anybody would run it, and both protocols say the same.
 
+mod overload;
+
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -32,7 +34,7 @@ struct Site {
     shutdown: Shutdown,
     client: Client<HttpConnector, Full<Bytes>>,
     grpc: InferenceClient<Channel>,
-    _workers: Vec<FakeWorker>,
+    workers: Vec<FakeWorker>,
     _model: tempfile::TempPath,
 }
 
@@ -45,16 +47,20 @@ struct Reply {
 impl Site {
     /// Without a worker.
     async fn start() -> Self {
-        Self::start_with(|_, _| Vec::new()).await
+        Self::start_with(QueueConfig::default(), |_, _| Vec::new()).await
     }
 
     /// With a worker that can serve.
     async fn start_ready() -> Self {
-        let site = Self::start_with(|model, shutdown| {
+        Self::start_served(Script::default(), QueueConfig::default()).await
+    }
+
+    /// With a worker that does as it is told, and when it is ready.
+    async fn start_served(script: Script, queue: QueueConfig) -> Self {
+        let site = Self::start_with(queue, |model, shutdown| {
             let files = common::model::ModelFiles::locate(model).unwrap();
             let fingerprint = files.tokenizer_fingerprint().unwrap().leak();
-            let script = Script { fingerprint, ..Default::default() };
-            vec![FakeWorker::start(script, shutdown)]
+            vec![FakeWorker::start(Script { fingerprint, ..script }, shutdown)]
         })
         .await;
         let ready = async { while site.get("/ready").await.status != 200 {} };
@@ -62,7 +68,10 @@ impl Site {
         site
     }
 
-    async fn start_with(workers: impl FnOnce(&Path, &Shutdown) -> Vec<FakeWorker>) -> Self {
+    async fn start_with(
+        queue: QueueConfig,
+        workers: impl FnOnce(&Path, &Shutdown) -> Vec<FakeWorker>,
+    ) -> Self {
         let shutdown = Shutdown::new(PATIENCE);
         let mut model = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         model.write_all(&fixture::gguf_file(&fixture::gguf_entries())).unwrap();
@@ -82,7 +91,7 @@ impl Site {
                 max_model_len: Some(MAX_MODEL_LEN),
                 ..Default::default()
             },
-            queue: QueueConfig { worker_wait_ms: 50, ..Default::default() },
+            queue: QueueConfig { worker_wait_ms: 50, ..queue },
             ..Default::default()
         };
         let app = App::build(config, &shutdown).await.unwrap();
@@ -97,7 +106,7 @@ impl Site {
             shutdown,
             client: Client::builder(TokioExecutor::new()).build_http(),
             grpc: InferenceClient::new(channel),
-            _workers: workers,
+            workers,
             _model: model.into_temp_path(),
         }
     }
@@ -332,6 +341,7 @@ async fn what_needs_no_worker_is_answered_without_one() {
     assert_eq!(site.get("/v1/models/tiny").await.body, models["data"][0]);
     let reply = site.post("/tokenize", &json!({"prompt": "hello"})).await;
     assert_eq!(reply.body["count"], 1, "{}", reply.body);
+    assert_eq!(reply.body["max_model_len"], MAX_MODEL_LEN);
     let tokens = reply.body["tokens"].clone();
     let reply = site.post("/detokenize", &json!({"tokens": tokens})).await;
     assert_eq!(reply.body, json!({"prompt": "hello"}));
