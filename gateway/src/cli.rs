@@ -52,6 +52,15 @@ struct Flags {
     /// How long requests in flight may take to end at a shutdown [default: 30].
     #[arg(long, value_name = "SECONDS")]
     grace_seconds: Option<u64>,
+    /// Log format: text or json [default: text].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Log filter, as in RUST_LOG, which goes over it [default: info].
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    /// OTLP collector (gRPC) [default: $OTEL_EXPORTER_OTLP_ENDPOINT].
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// A TOML file; environment and flags go over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -76,6 +85,9 @@ impl Flags {
             ("listen.allowed_hosts", list(&self.allowed_hosts)),
             ("limits.max_model_len", json!(self.max_model_len)),
             ("shutdown.grace_seconds", json!(self.grace_seconds)),
+            ("telemetry.log_format", json!(self.log_format)),
+            ("telemetry.log", json!(self.log)),
+            ("telemetry.otlp_endpoint", json!(self.otlp_endpoint)),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into()
@@ -190,6 +202,12 @@ mod tests {
             "2",
             "--max-model-len",
             "64",
+            "--log-format",
+            "json",
+            "--log",
+            "debug",
+            "--otlp-endpoint",
+            "http://c:1",
         ])
         .settings()
         .unwrap();
@@ -199,6 +217,25 @@ mod tests {
         assert_eq!(settings.listen.grpc, Some("127.0.0.1:0".parse().unwrap()));
         assert_eq!(settings.shutdown.grace_seconds, 2);
         assert_eq!(settings.limits.max_model_len, Some(64));
+        assert_eq!(settings.telemetry.log_format, common::telemetry::LogFormat::Json);
+        assert_eq!(settings.telemetry.log, "debug");
+        assert_eq!(settings.telemetry.otlp_endpoint.as_deref(), Some("http://c:1"));
+    }
+
+    #[test]
+    fn the_shipped_manifests_use_flags_that_exist() {
+        for file in ["compose.yaml", "k8s/pod.yaml"] {
+            let path = format!("{}/../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(&path).unwrap();
+            // The block list that begins with the service's name.
+            let lines = text.lines().map(str::trim).skip_while(|&line| line != "- gateway");
+            let items: Vec<&str> =
+                lines.skip(1).map_while(|line| line.strip_prefix("- ")).collect();
+            let settings = flags(&items).settings().unwrap();
+            assert_eq!(settings.model, Some("/model".into()), "{path}");
+            assert_eq!(settings.workers, ["unix:/run/llama-mesh/worker.sock"], "{path}");
+            assert_eq!(settings.listen.http.port(), 8000, "{path}");
+        }
     }
 
     #[test]
