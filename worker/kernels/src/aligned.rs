@@ -10,6 +10,18 @@ const LINE: usize = 64;
 /// at least this large start on one, so that weights cost few TLB entries.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// The product of sizes. `unsafe` code trusts lengths that were compared with
+/// it, so that it must not wrap in any build.
+///
+/// # Panics
+/// If it does not fit.
+pub(crate) fn size_of_shape<const N: usize>(sizes: [usize; N]) -> usize {
+    sizes
+        .into_iter()
+        .try_fold(1, usize::checked_mul)
+        .unwrap_or_else(|| panic!("{sizes:?} is larger than the address space"))
+}
+
 /// A fixed number of bytes, zeroed at first, 64-byte aligned.
 pub(crate) struct AlignedBuffer {
     start: NonNull<u8>,
@@ -101,6 +113,12 @@ mod tests {
             assert!(buffer.num_bytes() >= num_bytes);
             assert!(buffer.as_slice().iter().all(|&byte| byte == 0));
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "larger than the address space")]
+    fn a_size_that_wraps_is_refused() {
+        let _ = size_of_shape([1 << 40, 1 << 20, 16]);
     }
 
     #[test]

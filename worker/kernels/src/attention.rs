@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 
-use crate::aligned::with_scratch;
+use crate::aligned::{size_of_shape, with_scratch};
 use crate::block::{self, Exponents, VALUES, block_bytes};
 use crate::elementwise::{exp_lanes, store_partial};
 use crate::gemm::Gemm;
@@ -102,11 +102,11 @@ fn check(sequences: &[AttentionSequence<'_>], job: &Attention<'_>) {
     let cache = job.cache;
     let (heads, kv_heads) = (job.num_heads, cache.num_kv_heads());
     assert!(heads > 0 && heads % kv_heads == 0, "{heads} heads over {kv_heads} KV heads");
-    let row_len = heads * cache.head_dim();
+    let row_len = size_of_shape([heads, cache.head_dim()]);
     assert!(job.q_stride >= row_len, "q rows are {} apart, heads need {row_len}", job.q_stride);
     assert_eq!(job.out.len() % row_len, 0, "out is [rows, {row_len}]");
     let rows = job.out.len() / row_len;
-    assert_eq!(job.q.len(), rows * job.q_stride, "q is [{rows}, {}]", job.q_stride);
+    assert_eq!(job.q.len(), size_of_shape([rows, job.q_stride]), "q is [{rows}, {}]", job.q_stride);
     let mut taken = vec![false; rows];
     for sequence in sequences {
         let end = sequence.first_row + sequence.num_tokens;
@@ -114,7 +114,9 @@ fn check(sequences: &[AttentionSequence<'_>], job: &Attention<'_>) {
         for row in &mut taken[sequence.first_row..end] {
             assert!(!std::mem::replace(row, true), "two sequences share a row");
         }
-        let pages = (sequence.first_position + sequence.num_tokens).div_ceil(cache.block_size());
+        let num_positions = sequence.first_position.checked_add(sequence.num_tokens);
+        let num_positions = num_positions.expect("positions are far below 2^64");
+        let pages = num_positions.div_ceil(cache.block_size());
         let table = sequence.block_table;
         assert!(pages <= table.len(), "a block table of {} pages, needs {pages}", table.len());
         for &page in &table[..pages] {

@@ -1,7 +1,7 @@
 //! Paged keys and values of one (chip, layer).
 
 use crate::Format;
-use crate::aligned::AlignedBuffer;
+use crate::aligned::{AlignedBuffer, size_of_shape};
 use crate::block::{self, Exponents, ROWS, block_bytes};
 use crate::lanes::LANES;
 
@@ -49,7 +49,8 @@ impl KvCacheStore {
             head_dim,
             data: AlignedBuffer::zeroed(0),
         };
-        store.data = AlignedBuffer::zeroed(num_blocks * num_kv_heads * store.page_bytes());
+        store.data =
+            AlignedBuffer::zeroed(size_of_shape([num_blocks, num_kv_heads, store.page_bytes()]));
         store
     }
 
@@ -132,7 +133,7 @@ impl KvCacheStore {
 
     /// Bytes of one KV head's page: K, then V.
     fn page_bytes(&self) -> usize {
-        2 * self.groups() * self.token_blocks() * block_bytes(self.format)
+        size_of_shape([2, self.groups(), self.token_blocks(), block_bytes(self.format)])
     }
 
     /// The first K block and the first V block of a head's page.

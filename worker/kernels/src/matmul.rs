@@ -2,7 +2,7 @@
 
 mod fused;
 
-use crate::aligned::with_scratch;
+use crate::aligned::{size_of_shape, with_scratch};
 use crate::block::{self, Exponents, ROWS, VALUES, block_bytes};
 use crate::gemm::Gemm;
 use crate::lanes::{LANES, Lanes, simd_entry};
@@ -42,8 +42,8 @@ pub fn matmul(pool: &Pool, isa: Isa, m: usize, jobs: &mut [Matmul<'_>]) {
     assert!(isa.is_available(), "this machine lacks {isa:?}");
     for job in &*jobs {
         let (n, k) = (job.weight.n(), job.weight.k());
-        assert_eq!(job.x.len(), m * k, "x is [{m}, {k}]");
-        assert_eq!(job.y.len(), m * n, "y is [{m}, {n}]");
+        assert_eq!(job.x.len(), size_of_shape([m, k]), "x is [{m}, {k}]");
+        assert_eq!(job.y.len(), size_of_shape([m, n]), "y is [{m}, {n}]");
     }
     if m == 0 {
         return;

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::Pool;
-use crate::aligned::AlignedBuffer;
+use crate::aligned::{AlignedBuffer, size_of_shape};
 use crate::block::{self, Exponents, ROWS, block_bytes};
 use crate::lanes::LANES;
 
@@ -64,8 +64,8 @@ impl PackedMatrix {
         assert!(n > 0 && k > 0, "a matrix [{n}, {k}] has no values");
         let num_panels = n.div_ceil(LANES);
         let blocks_per_panel = k.div_ceil(ROWS);
-        let panel_bytes = blocks_per_panel * block_bytes(format);
-        let mut data = AlignedBuffer::zeroed(num_panels * panel_bytes);
+        let panel_bytes = size_of_shape([blocks_per_panel, block_bytes(format)]);
+        let mut data = AlignedBuffer::zeroed(size_of_shape([num_panels, panel_bytes]));
         let failure = Mutex::new(None);
         let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
         let all_panels = &mut data.as_mut_slice()[..num_panels * panel_bytes];

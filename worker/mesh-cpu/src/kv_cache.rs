@@ -133,9 +133,11 @@ fn check_memory(shape: &KvCacheShape, attention: &AttentionShape) -> Result<(), 
         2, // K and V
         shape.num_layers,
         shape.num_blocks,
-        shape.block_size,
+        // As the kernels keep them: in squares of 16 tokens and 16 channels.
+        shape.block_size.div_ceil(16),
         attention.num_key_value_heads,
-        attention.head_dim,
+        attention.head_dim.div_ceil(16),
+        16 * 16,
     ]
     .into_iter()
     .try_fold(1usize, usize::checked_mul);
