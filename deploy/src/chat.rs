@@ -56,7 +56,11 @@ async fn converse(client: &Client, args: &ChatArgs) -> anyhow::Result<()> {
     match &args.prompt {
         Some(prompt) => {
             conversation.say(prompt);
-            answer::once(client, &mut conversation, args.json).await
+            // Starting services has taken Ctrl-C over for the process.
+            tokio::select! {
+                result = answer::once(client, &mut conversation, args.json) => result,
+                _ = tokio::signal::ctrl_c() => bail!("stopped"),
+            }
         }
         None => interactive::run(client, conversation).await,
     }
