@@ -1,5 +1,7 @@
 //! What this worker is: the domain form of `Describe`.
 
+use std::fs::File;
+use std::io::{BufReader, Read as _};
 use std::path::Path;
 
 use common::model::ModelFiles;
@@ -8,6 +10,9 @@ use serde_json::Value as Json;
 /// Llama 3's own ends of a turn, which Meta's `tokenizer.model` does not state:
 /// `<|end_of_text|>`, `<|eom_id|>`, `<|eot_id|>`.
 const META_END_IDS: [u32; 3] = [128_001, 128_008, 128_009];
+
+/// Longest configuration file that is read for the ends of a turn.
+const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// Everything that a gateway asks before it sends work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,8 +113,12 @@ fn gguf_ids(path: &Path) -> Vec<u32> {
 
 /// `eos_token_id` is one id or a list of them.
 fn json_ids(path: &Path) -> Vec<u32> {
-    let Ok(text) = std::fs::read_to_string(path) else { return Vec::new() };
-    let Ok(json) = serde_json::from_str::<Json>(&text) else { return Vec::new() };
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    // A longer file is cut, and then no JSON.
+    let Ok(json) = serde_json::from_reader::<_, Json>(BufReader::new(file.take(MAX_JSON_BYTES)))
+    else {
+        return Vec::new();
+    };
     let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match &json["eos_token_id"] {
         Json::Array(values) => values.iter().filter_map(id).collect(),
@@ -131,8 +140,11 @@ mod tests {
         assert_eq!(eos_token_ids(&files, 100), [9]);
         write("generation_config.json", r#"{"eos_token_id": [12, 9, 3, 100, -1, "x"]}"#);
         assert_eq!(eos_token_ids(&files, 100), [3, 9, 12]);
-        write("generation_config.json", "not json");
-        assert_eq!(eos_token_ids(&files, 100), [9]);
+        let long = format!(r#"{{"eos_token_id": 5{}}}"#, " ".repeat(MAX_JSON_BYTES as usize));
+        for bad in ["not json", &long] {
+            write("generation_config.json", bad);
+            assert_eq!(eos_token_ids(&files, 100), [9]);
+        }
         let meta = ModelFiles::Meta(dir.path().to_owned());
         assert_eq!(eos_token_ids(&meta, 128_256), META_END_IDS);
     }
