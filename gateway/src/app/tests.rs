@@ -1,6 +1,7 @@
 //! A whole gateway on loopback with a tiny tokenizer: whatever is refused is
 //! refused before anybody would run it, and both protocols say the same.
 
+mod endpoints;
 mod overload;
 
 use std::io::Write as _;
