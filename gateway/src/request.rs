@@ -143,7 +143,6 @@ impl fmt::Debug for ValidPrompt {
 pub struct ValidRequest {
     model: String,
     prompts: Vec<ValidPrompt>,
-    chat: bool,
     max_tokens: Option<u32>,
     min_tokens: u32,
     sampling: Arc<Sampling>,
@@ -179,11 +178,6 @@ impl ValidRequest {
     /// At least one.
     pub fn prompts(&self) -> &[ValidPrompt] {
         &self.prompts
-    }
-
-    /// Whether chat rules hold.
-    pub fn is_chat(&self) -> bool {
-        self.chat
     }
 
     /// Most tokens of one answer; `None`: whatever fits the context.

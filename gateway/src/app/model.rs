@@ -33,15 +33,6 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
-    /// The layout is not read here.
-    #[error(
-        "{path} is a checkpoint as Meta ships it, which the gateway does not read; \
-         use the GGUF or Hugging Face form of the model"
-    )]
-    Meta {
-        /// The directory.
-        path: PathBuf,
-    },
 }
 
 /// A model's text side.
@@ -58,13 +49,8 @@ impl LoadedModel {
     /// Reads the model at `path`; `name` goes over its own.
     pub(super) fn read(path: &Path, name: Option<String>) -> Result<Self, LoadError> {
         let files = ModelFiles::locate(path)?;
-        let text = match &files {
-            ModelFiles::Gguf(file) => TextModel::from_gguf(file),
-            ModelFiles::HuggingFace(dir) => TextModel::from_hugging_face(dir),
-            ModelFiles::Meta(dir) => return Err(LoadError::Meta { path: dir.clone() }),
-        };
-        let text =
-            text.map_err(|source| LoadError::Text { path: files.path().to_owned(), source })?;
+        let text = TextModel::load(&files)
+            .map_err(|source| LoadError::Text { path: files.path().to_owned(), source })?;
         let max_model_len = match &files {
             ModelFiles::Gguf(file) => gguf_context(file)?,
             ModelFiles::HuggingFace(dir) => hugging_face_context(&dir.join("config.json"))?,

@@ -96,7 +96,7 @@ impl IntoResponse for GatewayError {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         if matches!(self, Self::RequestTooLarge { .. } | Self::UploadStalled) {
-            // The rest of the body is not read, so nothing can follow it.
+            // The body may not have been read to its end: nothing can follow it.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

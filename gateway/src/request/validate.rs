@@ -45,7 +45,6 @@ pub(super) fn validate(request: GenerateRequest, limits: &RequestLimits) -> Chec
     Ok(ValidRequest {
         model: request.model,
         prompts,
-        chat: request.chat,
         max_tokens,
         min_tokens,
         sampling: Arc::new(sampling),
