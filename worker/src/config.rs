@@ -18,6 +18,11 @@ pub const ENV_PREFIX: &str = "LLAMA_MESH_WORKER";
 const MAX_CHIPS: u32 = 8;
 /// Upper bound of `max_num_seqs`: far beyond where batching helps.
 const MAX_NUM_SEQS: u32 = 1024;
+/// Upper bound of `threads`.
+const MAX_THREADS: u32 = 1024;
+/// Most alternatives that one step may report, of all its sequences: they take
+/// 8 bytes each, and go out in one message of at most 4 MiB.
+const MAX_ALTERNATIVES: u32 = 1 << 18;
 
 /// Settings of one worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -179,7 +184,9 @@ impl WorkerConfig {
                 return Err(ConfigError::value(key, "is 0, it must be at least 1"));
             }
         }
+        let threads = u32::try_from(self.num_threads()).unwrap_or(u32::MAX);
         let at_most = [
+            ("threads", threads, MAX_THREADS),
             ("max_num_seqs", self.max_num_seqs, MAX_NUM_SEQS),
             ("max_waiting_seqs", self.max_waiting_seqs.unwrap_or_default(), MAX_NUM_SEQS),
             ("kv.block_size", self.kv.block_size, 1024),
@@ -190,7 +197,15 @@ impl WorkerConfig {
                 return Err(ConfigError::value(key, format!("is {value}, the most is {limit}")));
             }
         }
-        let (budget, seqs) = (self.max_num_batched_tokens, self.max_num_seqs);
+        let (alternatives, seqs) = (self.max_logprobs, self.max_num_seqs);
+        if alternatives * seqs > MAX_ALTERNATIVES {
+            let reason = format!(
+                "is {alternatives}, with max_num_seqs = {seqs} the most is {}",
+                MAX_ALTERNATIVES / seqs
+            );
+            return Err(ConfigError::value("max_logprobs", reason));
+        }
+        let budget = self.max_num_batched_tokens;
         if budget < seqs {
             let reason = format!("is {budget}, it must be at least max_num_seqs, {seqs}");
             return Err(ConfigError::value("max_num_batched_tokens", reason));

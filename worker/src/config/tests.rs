@@ -57,13 +57,15 @@ fn flags_go_over_the_environment_over_the_file() {
 
 #[test]
 fn what_cannot_be_used_is_refused_by_name() {
-    let cases: [(&str, &[&str]); 14] = [
+    let cases: [(&str, &[&str]); 16] = [
         ("max_num_sequences = 3", &["max_num_sequences"]),
         ("max_num_seqs = \"many\"", &["max_num_seqs"]),
         ("max_num_seqs = 0", &["max_num_seqs", "at least 1"]),
         ("max_num_seqs = 300", &["max_num_batched_tokens", "256", "300"]),
         ("max_num_seqs = 5000", &["max_num_seqs", "1024"]),
         ("threads = 0", &["threads"]),
+        ("threads = 100000", &["threads", "1024"]),
+        ("max_num_seqs = 512\nmax_logprobs = 513", &["max_logprobs", "513", "512"]),
         ("chips = 9", &["chips", "1 to 8"]),
         ("device = \"N300\"", &["N300", "ttnn", "--simulate"]),
         ("device = \"N300\"\nsimulate = true\nchips = 1", &["chips", "N300", "2"]),
