@@ -123,9 +123,9 @@ pub struct EngineHandle {
 pub struct Client {
     /// For [`EngineHandle::submit`].
     pub id: ClientId,
-    /// At most one message a step. Ends when the engine stops, or gives up on
-    /// a client that takes nothing; whatever has not finished then was
-    /// cancelled.
+    /// At most two messages a step: admissions before it, the rest after it.
+    /// Ends when the engine stops, or gives up on a client that takes nothing;
+    /// whatever has not finished then was cancelled.
     pub events: mpsc::Receiver<StepEvents>,
 }
 

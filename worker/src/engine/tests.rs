@@ -138,9 +138,10 @@ async fn a_client_that_does_not_read_pauses_and_stops_nobody_else() {
     let mut slow = handle.attach().await.unwrap();
     let mut quick = handle.attach().await.unwrap();
     let paused = handle.submit(slow.id, request(0, 1000), Span::none()).unwrap();
-    // Idle with work undone: it is paused.
+    // Four messages (the admission and three steps) and eight tokens later it
+    // is paused: idle with work undone.
     let mut status = handle.watch_status();
-    status.wait_for(|status| status.step >= 12).await.unwrap();
+    status.wait_for(|status| status.step >= 11).await.unwrap();
     let other = handle.submit(quick.id, request(1, 200), Span::none()).unwrap();
     assert_eq!(finish(&mut quick, other).await, answer(&request(1, 200), 4096));
     // It was given no more than its channel and its outbox hold.
@@ -182,6 +183,19 @@ impl Forward for Gated {
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
     }
+}
+
+#[tokio::test]
+async fn an_admission_is_told_before_its_step() {
+    let (open, gate) = std_mpsc::channel();
+    let (handle, _thread) = Engine::start(Gated { model: model(), gate }, options()).unwrap();
+    let mut client = handle.attach().await.unwrap();
+    let sequence = handle.submit(client.id, request(0, 1), Span::none()).unwrap();
+    // The step stands still, so this can only have been sent before it.
+    let first = client.events.recv().await.unwrap();
+    assert_eq!(first.events, [Event::Admitted { sequence, cached_tokens: 0 }]);
+    drop(open);
+    assert_eq!(finish(&mut client, sequence).await.1, FinishReason::Length);
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ impl<F: Forward> Engine<F> {
             idle = !self.turn();
         }
         self.state.finish_all(&FinishReason::Cancelled, Instant::now());
-        self.deliver(StepTiming::default());
+        self.deliver(StepTiming::default(), Vec::new());
     }
 
     // ------------------------------------------------------------ commands
@@ -197,9 +197,10 @@ impl<F: Forward> Engine<F> {
         let start = Instant::now();
         let plan = self.state.plan(start);
         if plan.is_empty() {
-            return self.deliver(StepTiming::default());
+            return self.deliver(StepTiming::default(), Vec::new());
         }
         self.step += 1;
+        let early = self.announce();
         let (prefill_tokens, decode_tokens) = (plan.prefill_tokens, plan.decode_tokens);
         let sequences = plan.work.len();
         let span = tracing::debug_span!(
@@ -218,7 +219,7 @@ impl<F: Forward> Engine<F> {
             }
         };
         let step = start.elapsed();
-        self.deliver(StepTiming { step, forward, prefill_tokens, decode_tokens });
+        self.deliver(StepTiming { step, forward, prefill_tokens, decode_tokens }, early);
         true
     }
 
@@ -230,14 +231,26 @@ impl<F: Forward> Engine<F> {
 
     // ------------------------------------------------------------ events
 
-    /// Sends what happened, and publishes the status. True when that changed
-    /// what can be planned.
-    fn deliver(&mut self, timing: StepTiming) -> bool {
+    /// Tells of admissions before the step that begins with them: it may take
+    /// long, and waiting ends here. What that shows of the clients is acted on
+    /// after the step, whose plan stands.
+    fn announce(&mut self) -> Vec<Verdict> {
+        if !self.route_events() {
+            return Vec::new();
+        }
+        let load = self.state.load();
+        let summary = StepSummary { step: self.step, load, timing: StepTiming::default() };
+        self.clients.flush(summary, Instant::now())
+    }
+
+    /// Sends what happened, and publishes the status. True when that, or what
+    /// was seen of the clients before, changed what can be planned.
+    fn deliver(&mut self, timing: StepTiming, mut verdicts: Vec<Verdict>) -> bool {
         let now = Instant::now();
         self.route_events();
         let load = self.state.load();
         let summary = StepSummary { step: self.step, load, timing };
-        let verdicts = self.clients.flush(summary, now);
+        verdicts.extend(self.clients.flush(summary, now));
         for verdict in &verdicts {
             match *verdict {
                 Verdict::Paused(id, paused) => self.state.set_paused(id, paused),
@@ -267,8 +280,11 @@ impl<F: Forward> Engine<F> {
         !verdicts.is_empty()
     }
 
-    fn route_events(&mut self) {
-        for (client, event) in self.state.take_events() {
+    /// Hands events to their clients' outboxes; true if there were any.
+    fn route_events(&mut self) -> bool {
+        let events = self.state.take_events();
+        let any = !events.is_empty();
+        for (client, event) in events {
             if self.spans.observe(&event) {
                 self.shared.queued.fetch_sub(1, Ordering::SeqCst);
             }
@@ -277,6 +293,7 @@ impl<F: Forward> Engine<F> {
             }
             self.clients.push(client, event);
         }
+        any
     }
 }
 
