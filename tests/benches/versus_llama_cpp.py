@@ -38,8 +38,7 @@ llama_cpp.llama.llama_cpp.llama_model_default_params = params_without_extra_buff
 
 
 class Peer:
-    def __init__(self, name, path):
-        self.name = name
+    def __init__(self, path):
         self.model = llama_cpp.Llama(
             path, n_ctx=1024, n_batch=512, n_threads=2, n_threads_batch=2, logits_all=False, verbose=False)
         self.ids = list(range(0, 40000, 37))[:PROMPT]
@@ -78,13 +77,16 @@ def main():
         params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
         params.allow_requantize = True
         assert llama_cpp.llama_model_quantize(model.encode(), q8.encode(), params) == 0
-        peers = [Peer("llama.cpp Q8_0", q8), Peer("llama.cpp, the file as it is", model)]
+        peers = {"llama.cpp Q8_0": q8, "llama.cpp, the file as it is": model}
         ours()  # Builds.
-        rows = {"llama-mesh": []} | {peer.name: [] for peer in peers}
+        rows = {"llama-mesh": []} | {name: [] for name in peers}
         for _ in range(ROUNDS):
             rows["llama-mesh"].append(ours())
-            for peer in peers:
-                rows[peer.name].append(peer.run())
+            for name, path in peers.items():
+                # One at a time: its threads spin, also those of an idle context.
+                peer = Peer(path)
+                rows[name].append(peer.run())
+                peer.model.close()
     medians = {name: [statistics.median(column) for column in zip(*runs)] for name, runs in rows.items()}
     print(f"| {'2 threads, tok/s':30} | pp512 | tg128 | ours / peer: pp512 | tg128 |\n|---|---|---|---|---|")
     mine = medians["llama-mesh"]
