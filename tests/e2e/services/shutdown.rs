@@ -50,7 +50,7 @@ fn a_stuck_client_cannot_delay_the_exit_past_the_grace() {
         client.send(request).await.expect("accepted")
     });
     sandbox.gateway.signal("TERM");
-    assert_eq!(sandbox.gateway.wait(Duration::from_secs(6)).code(), Some(0));
+    assert_eq!(sandbox.gateway.wait(Duration::from_secs(10)).code(), Some(0));
 }
 
 #[test]
