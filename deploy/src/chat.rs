@@ -104,12 +104,10 @@ impl Conversation {
         let mut request = json!({
             "model": self.model,
             "messages": self.messages,
+            "temperature": self.args.temperature,
             "stream": true,
             "stream_options": { "include_usage": true },
         });
-        if let Some(temperature) = self.args.temperature {
-            request["temperature"] = temperature.into();
-        }
         if let Some(max_tokens) = self.args.max_tokens {
             request["max_completion_tokens"] = max_tokens.into();
         }

@@ -89,9 +89,10 @@ pub(crate) struct ChatArgs {
     /// Instructions that come before the conversation.
     #[arg(long)]
     pub(crate) system: Option<String>,
-    /// 0 always takes the likeliest token; up to 2.
-    #[arg(long)]
-    pub(crate) temperature: Option<f64>,
+    /// 0 always takes the likeliest token; up to 2. Small models lose the thread
+    /// at the API's own default, 1.
+    #[arg(long, default_value_t = 0.2)]
+    pub(crate) temperature: f64,
     /// Most tokens of one answer.
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<u32>,
