@@ -33,6 +33,21 @@ const OUTBOX_TOKENS: usize = 4096;
 /// How long a client may take nothing before its sequences are cancelled.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// A loaded model that nothing steps yet: what the engine's thread is to own,
+/// and what the tools that measure a model drive themselves.
+pub struct LoadedModel {
+    /// The forward pass with its KV cache, sized by `identity.limits`.
+    pub forward: Box<dyn Forward>,
+    /// What it is.
+    pub identity: Identity,
+}
+
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedModel").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
 /// A loaded model in a running engine.
 #[derive(Debug)]
 pub struct Backend {
@@ -47,14 +62,27 @@ pub struct Backend {
 /// Loads the model and starts the engine. Blocks for as long as that takes;
 /// `progress` hears of every weight.
 ///
-/// Whatever can be refused is refused before a weight is read.
-///
 /// # Errors
-/// By what would help: other settings, other files, another machine.
+/// As [`load_model`], or when the operating system gives no thread.
 pub fn load(
     config: &WorkerConfig,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Backend, WorkerError> {
+    let LoadedModel { forward, identity } = load_model(config, progress)?;
+    start(forward, config.waiting_seqs(), identity)
+}
+
+/// Loads the model. Blocks for as long as that takes; `progress` hears of every
+/// weight.
+///
+/// Whatever can be refused is refused before a weight is read.
+///
+/// # Errors
+/// By what would help: other settings, other files, another machine.
+pub fn load_model(
+    config: &WorkerConfig,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadedModel, WorkerError> {
     let path = config.model.clone().ok_or_else(no_model)?;
     let files = ModelFiles::locate(&path)?;
     let checkpoint = Checkpoint::open(files.path())?;
@@ -97,7 +125,7 @@ pub fn load(
         logits_dtype: description.logits_dtype.to_string(),
     };
     let identity = Identity { model, device, limits, prefix_cache: config.prefix_cache };
-    start(runner, config.waiting_seqs(), identity)
+    Ok(LoadedModel { forward: Box::new(runner), identity })
 }
 
 /// Starts an engine that steps `forward` within the identity's limits.

@@ -30,6 +30,16 @@ pub trait Forward: Send {
     fn vocab_size(&self) -> usize;
 }
 
+impl Forward for Box<dyn Forward> {
+    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
+        (**self).forward(batch, logits)
+    }
+
+    fn vocab_size(&self) -> usize {
+        (**self).vocab_size()
+    }
+}
+
 impl<M> Forward for llama::Runner<M>
 where
     M: mesh::Mesh + Send,
