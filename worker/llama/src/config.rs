@@ -41,6 +41,10 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// The LM head is the embedding table.
     pub tie_word_embeddings: bool,
+    /// Further layers, in which a vision model's text looks at images. They are
+    /// not among `num_hidden_layers`: text alone passes them by. 0 in a model
+    /// of text.
+    pub num_cross_attention_layers: usize,
 }
 
 /// Parameters of Llama 3 rotary scaling.
@@ -56,7 +60,8 @@ pub struct RopeScaling {
     pub original_max_position_embeddings: usize,
 }
 
-/// The text models of the Llama 3 family that Tenstorrent's demo covers.
+/// The models of the Llama 3 family that Tenstorrent's demo covers; `Display`
+/// is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Llama3Size {
     /// Llama 3.2 1B.
@@ -65,8 +70,27 @@ pub enum Llama3Size {
     B3,
     /// Llama 3.1 8B.
     B8,
+    /// Llama 3.2 11B Vision, of which the text layers are those of 8B.
+    B11,
     /// Llama 3.1 70B.
     B70,
+}
+
+impl Llama3Size {
+    /// The family, smallest first.
+    pub const ALL: [Self; 5] = [Self::B1, Self::B3, Self::B8, Self::B11, Self::B70];
+}
+
+impl std::fmt::Display for Llama3Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::B1 => "Llama 3.2 1B",
+            Self::B3 => "Llama 3.2 3B",
+            Self::B8 => "Llama 3.1 8B",
+            Self::B11 => "Llama 3.2 11B",
+            Self::B70 => "Llama 3.1 70B",
+        })
+    }
 }
 
 /// A configuration that cannot be served, and why.
@@ -136,6 +160,11 @@ impl LlamaConfig {
                 return Err(ConfigError::invalid(key, value, format!("must be 1 to {max}")));
             }
         }
+        if self.num_cross_attention_layers > MAX_LAYERS {
+            let requirement = format!("must be at most {MAX_LAYERS}");
+            let key = "num_cross_attention_layers";
+            return Err(ConfigError::invalid(key, self.num_cross_attention_layers, requirement));
+        }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let requirement = format!("must divide {} attention heads", self.num_attention_heads);
             return Err(ConfigError::invalid(
@@ -171,6 +200,7 @@ impl LlamaConfig {
         let size = match shape {
             (2048, 16, 32, 8192) => Llama3Size::B1,
             (3072, 28, 24, 8192) => Llama3Size::B3,
+            (4096, 32, 32, 14336) if self.num_cross_attention_layers > 0 => Llama3Size::B11,
             (4096, 32, 32, 14336) => Llama3Size::B8,
             (8192, 80, 64, 28672) => Llama3Size::B70,
             _ => return None,

@@ -16,6 +16,7 @@ mod config;
 mod model;
 mod names;
 mod policy;
+pub mod pth;
 mod rope;
 mod runner;
 mod shard;

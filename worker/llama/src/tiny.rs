@@ -47,6 +47,7 @@ pub fn config() -> LlamaConfig {
         rope_scaling: None,
         max_position_embeddings: 512,
         tie_word_embeddings: false,
+        num_cross_attention_layers: 0,
     }
 }
 

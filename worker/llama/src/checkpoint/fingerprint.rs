@@ -75,6 +75,9 @@ fn hash_config(hasher: &mut Sha256, config: &LlamaConfig) {
     for value in [config.rms_norm_eps, config.rope_theta] {
         hash_number(hasher, value.to_bits().into());
     }
+    if config.num_cross_attention_layers > 0 {
+        hash_number(hasher, config.num_cross_attention_layers as u64);
+    }
     hash_number(hasher, config.rope_scaling.is_some().into());
     if let Some(scaling) = config.rope_scaling {
         for value in [scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor] {

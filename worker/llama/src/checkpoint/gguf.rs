@@ -4,9 +4,9 @@ use std::path::Path;
 
 use gguf::{GgmlType, Gguf};
 
-use super::CheckpointError;
 use super::dequant::Encoding;
-use super::storage::{StoredTensor, TensorStore, WeightFile};
+use super::storage::{StoredTensor, TensorStore};
+use super::{CheckpointError, WeightFile};
 use crate::config::{LlamaConfig, gguf as config};
 
 /// What a GGUF file says about itself.

@@ -9,9 +9,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::CheckpointError;
 use super::dequant::Encoding;
-use super::storage::{StoredTensor, TensorStore, WeightFile};
+use super::storage::{StoredTensor, TensorStore};
+use super::{CheckpointError, WeightFile};
 use crate::config::{LlamaConfig, hf};
 
 /// A header is parsed into memory several times its size.

@@ -2,6 +2,7 @@
 //! with one is said before anything is loaded.
 
 use std::fs;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use tempfile::TempDir;

@@ -29,6 +29,7 @@ pub(crate) fn parse(gguf: &Gguf<'_>) -> Result<LlamaConfig, ConfigError> {
         rope_scaling: None,
         max_position_embeddings: size(metadata, "llama.context_length")?,
         tie_word_embeddings: !gguf.tensor_names().any(|name| name == "output.weight"),
+        num_cross_attention_layers: 0,
     };
     config.validate()?;
     Ok(config)

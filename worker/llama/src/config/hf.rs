@@ -80,6 +80,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<LlamaConfig, ConfigError> {
         rope_scaling: rope.map_or(Ok(None), RopeJson::scaling)?,
         max_position_embeddings: raw.max_position_embeddings.unwrap_or(2048),
         tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+        num_cross_attention_layers: 0,
     };
     config.validate()?;
     Ok(config)

@@ -16,6 +16,7 @@ pub(crate) fn smollm2() -> LlamaConfig {
         rope_scaling: None,
         max_position_embeddings: 8192,
         tie_word_embeddings: true,
+        num_cross_attention_layers: 0,
     }
 }
 
@@ -23,9 +24,10 @@ pub(crate) fn llama3(size: Llama3Size) -> LlamaConfig {
     let (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size) = match size {
         Llama3Size::B1 => (2048, 16, 32, 8192),
         Llama3Size::B3 => (3072, 28, 24, 8192),
-        Llama3Size::B8 => (4096, 32, 32, 14_336),
+        Llama3Size::B8 | Llama3Size::B11 => (4096, 32, 32, 14_336),
         Llama3Size::B70 => (8192, 80, 64, 28_672),
     };
+    let vision = matches!(size, Llama3Size::B11);
     let small = matches!(size, Llama3Size::B1 | Llama3Size::B3);
     LlamaConfig {
         hidden_size,
@@ -45,6 +47,7 @@ pub(crate) fn llama3(size: Llama3Size) -> LlamaConfig {
         }),
         max_position_embeddings: 131_072,
         tie_word_embeddings: small,
+        num_cross_attention_layers: if vision { 8 } else { 0 },
     }
 }
 
@@ -163,7 +166,7 @@ fn scaling(config: &mut LlamaConfig) -> &mut RopeScaling {
 
 #[test]
 fn models_are_recognised_by_their_shapes_alone() {
-    for size in [Llama3Size::B1, Llama3Size::B3, Llama3Size::B8, Llama3Size::B70] {
+    for size in Llama3Size::ALL {
         assert_eq!(llama3(size).llama3_size(), Some(size));
     }
     assert_eq!(smollm2().llama3_size(), None);
