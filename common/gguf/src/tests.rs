@@ -144,7 +144,7 @@ fn tensors_come_back_with_their_own_bytes() {
 }
 
 #[test]
-fn a_getter_of_another_type_names_both_types() {
+fn row_48_a_getter_of_another_type_names_both_types() {
     let file = sample().finish();
     let gguf = Gguf::parse(&file).unwrap();
     let metadata = gguf.metadata();
@@ -183,7 +183,7 @@ fn a_getter_of_another_type_names_both_types() {
 }
 
 #[test]
-fn malformed_files_are_refused_with_the_reason() {
+fn row_46_malformed_files_are_refused_with_the_reason() {
     let header = |patch: fn(&mut Vec<u8>)| {
         let mut file = sample().finish();
         patch(&mut file);
@@ -246,7 +246,7 @@ fn text_that_is_not_utf8_is_an_error_of_its_getter() {
 }
 
 #[test]
-fn small_files_with_huge_counts_are_refused() {
+fn row_47_small_files_with_huge_counts_are_refused() {
     let huge = [1u64 << 31, 1 << 32, 1 << 63, u64::MAX];
     for count in huge {
         for field in [8, 16] {
@@ -283,7 +283,7 @@ fn exercise(file: &[u8]) {
 }
 
 #[test]
-fn every_u64_in_turn_may_be_anything() {
+fn row_46_every_u64_in_turn_may_be_anything() {
     let file = sample().finish();
     for at in 0..file.len() - 8 {
         for value in [0, 1, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {

@@ -22,7 +22,7 @@ fn error_of(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn malformed_files_are_refused_with_a_reason() {
+fn row_49_malformed_files_are_refused_with_a_reason() {
     let prefix = |length: u64| length.to_le_bytes().to_vec();
     let f32s = |shape: &str, from: u64, to: u64| {
         format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
@@ -61,7 +61,7 @@ fn malformed_files_are_refused_with_a_reason() {
 }
 
 #[test]
-fn huge_headers_are_refused_before_they_are_parsed() {
+fn row_49_huge_headers_are_refused_before_they_are_parsed() {
     let header = format!("{{{}}}", " ".repeat(MAX_HEADER_BYTES as usize));
     let error = error_of(&file(&header, 0));
     assert!(error.contains("header is 16777218 bytes, at most 16777216"), "{error}");
