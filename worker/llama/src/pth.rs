@@ -17,6 +17,7 @@ mod opcode;
 mod pickle;
 mod tensor;
 mod value;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +25,7 @@ use std::path::Path;
 pub use error::PthError;
 pub use tensor::{PthDtype, PthTensor};
 pub use value::Value;
+pub use writer::{PthStorage, PthWriteError, PthWriter};
 
 use crate::checkpoint::{CheckpointError, WeightFile};
 use archive::{Archive, Entry};
