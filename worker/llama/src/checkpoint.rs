@@ -1,4 +1,5 @@
-//! Weights on disk: a GGUF file or a Hugging Face directory, behind one type.
+//! Weights on disk: a GGUF file, a Hugging Face or a Meta directory, behind one
+//! type.
 //!
 //! Opening reads headers only, and checks there and then that every weight of
 //! the model is present in its right shape and that nothing else is, so that
@@ -6,8 +7,13 @@
 
 mod dequant;
 mod error;
+mod family;
 mod fingerprint;
 mod gguf;
+mod json;
+mod meta;
+mod meta_files;
+mod pieces;
 mod safetensors;
 mod storage;
 mod weight_file;
@@ -19,10 +25,11 @@ use std::path::Path;
 use mesh::Matrix;
 
 pub use error::CheckpointError;
+pub use family::NameCheck;
 pub use storage::TensorMatrix;
 pub(crate) use weight_file::WeightFile;
 
-use crate::config::LlamaConfig;
+use crate::config::{Llama3Size, LlamaConfig};
 use crate::names::WeightName;
 use crate::rope::inverse_frequencies;
 use storage::{RowOrder, TensorStore};
@@ -45,21 +52,43 @@ pub struct Checkpoint {
 enum Format {
     Gguf,
     HuggingFace,
+    Meta,
 }
 
 impl Checkpoint {
-    /// Opens a `.gguf` file, or a Hugging Face directory with `config.json` and
-    /// `model.safetensors` or `model.safetensors.index.json` and its shards.
+    /// Opens a `.gguf` file; a Hugging Face directory with `config.json` and
+    /// `model.safetensors` or `model.safetensors.index.json` and its shards; or a
+    /// Meta directory with `params.json` and `consolidated.*.pth`, or
+    /// `layers_*.pth` as repacking makes them.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file or tensor and what was expected.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        Self::open_with(path, NameCheck::Enforce)
+    }
+
+    /// As [`Self::open`]; a Meta directory may be made to pass under the name of
+    /// another model.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, name_check: NameCheck) -> Result<Self, CheckpointError> {
         let metadata = std::fs::metadata(path)
             .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
         let (format, config, name, store) = if metadata.is_dir() {
-            check_directory(path)?;
-            let (config, store) = safetensors::open(path)?;
-            (Format::HuggingFace, config, None, store)
+            match check_directory(path)? {
+                Format::Meta => {
+                    let (config, store) = meta::open(path)?;
+                    if name_check == NameCheck::Enforce {
+                        check_name(path, &config)?;
+                    }
+                    (Format::Meta, config, None, store)
+                }
+                format => {
+                    let (config, store) = safetensors::open(path)?;
+                    (format, config, None, store)
+                }
+            }
         } else if !metadata.is_file() {
             return Err(CheckpointError::unrecognised(path, "neither a file nor a directory"));
         } else {
@@ -82,6 +111,11 @@ impl Checkpoint {
     /// The model's own name (GGUF), or that of its directory or file.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The member of the Llama 3 family that this is, if it is one.
+    pub fn family(&self) -> Option<Llama3Size> {
+        self.config.llama3_size()
     }
 
     /// Always `llama`, as yet.
@@ -123,7 +157,7 @@ impl Checkpoint {
     /// When a GGUF file's divisors cannot be read or are not positive.
     pub fn inverse_frequencies(&self) -> Result<Vec<f32>, CheckpointError> {
         let mut frequencies = inverse_frequencies(&self.config);
-        if self.format == Format::HuggingFace || !self.store.tensors.contains_key(ROPE_FREQS) {
+        if self.format != Format::Gguf || !self.store.tensors.contains_key(ROPE_FREQS) {
             return Ok(frequencies);
         }
         let name = ROPE_FREQS.to_owned();
@@ -156,6 +190,7 @@ impl Checkpoint {
         match self.format {
             Format::Gguf => name.gguf(),
             Format::HuggingFace => name.to_string(),
+            Format::Meta => name.meta(),
         }
     }
 
@@ -188,19 +223,46 @@ fn name_of(path: &Path) -> String {
     name.map_or_else(|| "llama".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Tells a Hugging Face directory from others, before anything is parsed.
-fn check_directory(path: &Path) -> Result<(), CheckpointError> {
-    if path.join("config.json").is_file() {
+/// Tells the kinds of directories apart, before anything is parsed.
+fn check_directory(path: &Path) -> Result<Format, CheckpointError> {
+    let has = |name: &str| path.join(name).is_file();
+    let hugging_face = has("config.json");
+    // Hugging Face's version may have lost its weights, or never had any.
+    let weights = safetensors::NAMES.into_iter().any(has);
+    let meta = has("params.json");
+    match (hugging_face, meta) {
+        (true, false) => Ok(Format::HuggingFace),
+        (true, true) if weights => Ok(Format::HuggingFace),
+        (_, true) => Ok(Format::Meta),
+        (false, false) => {
+            let message = if has("consolidated.00.pth") || has("consolidated.pth") {
+                "params.json is missing, which belongs to Meta's .pth files"
+            } else {
+                "the directory has neither config.json (Hugging Face) nor params.json (Meta); \
+                 for a GGUF model, name the file itself"
+            };
+            Err(CheckpointError::unrecognised(path, message))
+        }
+    }
+}
+
+/// Compares the name with the configuration.
+fn check_name(path: &Path, config: &LlamaConfig) -> Result<(), CheckpointError> {
+    let Some(named) = family::named_in(path) else { return Ok(()) };
+    let found = config.llama3_size();
+    if found == Some(named) {
         return Ok(());
     }
-    if ["params.json", "consolidated.00.pth", "consolidated.pth"]
-        .iter()
-        .any(|file| path.join(file).is_file())
-    {
-        return Err(CheckpointError::MetaFormat { path: path.to_owned() });
-    }
-    let message = "the directory has no config.json; for a GGUF model, name the file itself";
-    Err(CheckpointError::unrecognised(path, message))
+    let found = found.map_or_else(
+        || {
+            format!(
+                "another model (dim {}, {} layers, {} heads)",
+                config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+            )
+        },
+        |size| size.to_string(),
+    );
+    Err(CheckpointError::NameConflict { path: path.to_owned(), named, found })
 }
 
 fn check_magic(path: &Path) -> Result<(), CheckpointError> {
@@ -216,8 +278,8 @@ fn check_magic(path: &Path) -> Result<(), CheckpointError> {
     }
     let message = match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => "name the directory that it is in, with its config.json",
-        Some("pth" | "bin" | "pt") => "pickled weights are not read; use safetensors or GGUF",
-        _ => "not a GGUF file, nor a Hugging Face directory",
+        Some("pth" | "bin" | "pt") => "name the directory that it is in, with its params.json",
+        _ => "not a GGUF file, nor a Hugging Face or Meta directory",
     };
     Err(CheckpointError::unrecognised(path, message))
 }

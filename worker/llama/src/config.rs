@@ -2,6 +2,7 @@
 
 pub(crate) mod gguf;
 pub(crate) mod hf;
+pub(crate) mod meta;
 
 /// Upper limits that no dense Llama comes near: a configuration from elsewhere
 /// must not make the worker allocate without bound.
@@ -137,6 +138,11 @@ impl ConfigError {
         let (value, supported) = (value.to_string(), supported.to_owned());
         Self::Unsupported { key: key.to_owned(), value, supported }
     }
+}
+
+/// The value of a key that must be there.
+fn required<T>(key: &str, value: Option<T>) -> Result<T, ConfigError> {
+    value.ok_or_else(|| ConfigError::Missing { key: key.to_owned() })
 }
 
 impl LlamaConfig {

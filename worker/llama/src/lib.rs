@@ -27,10 +27,10 @@ mod reference;
 #[cfg(any(test, feature = "testing"))]
 pub mod tiny;
 
-pub use checkpoint::{Checkpoint, CheckpointError, TensorMatrix};
+pub use checkpoint::{Checkpoint, CheckpointError, NameCheck, TensorMatrix};
 pub use config::{ConfigError, Llama3Size, LlamaConfig, RopeScaling};
 pub use model::Llama;
-pub use names::{LayerWeight, WeightName};
+pub use names::{LayerWeight, MetaSplit, WeightName};
 pub use policy::{DTypePolicy, Optimizations, UnknownOptimizations};
 pub use rope::{RopeTables, inverse_frequencies};
 pub use runner::{LoadError, LoadOptions, Runner};

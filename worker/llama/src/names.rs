@@ -1,4 +1,4 @@
-//! The weights of a Llama and how the two checkpoint formats spell them.
+//! The weights of a Llama and how the checkpoint formats spell them.
 
 use crate::config::LlamaConfig;
 
@@ -38,6 +38,17 @@ pub enum LayerWeight {
     DownProj,
 }
 
+/// Division of a weight among the files of a sharded Meta checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MetaSplit {
+    /// Every file has all of it.
+    Replicated,
+    /// Each file has an equal share of the rows (output channels), in order.
+    Rows,
+    /// Each file has an equal share of the columns (input channels), in order.
+    Cols,
+}
+
 impl LayerWeight {
     /// Every weight of a block, in the order of use.
     pub const ALL: [Self; 9] = [
@@ -63,6 +74,20 @@ impl LayerWeight {
             Self::GateProj => "mlp.gate_proj",
             Self::UpProj => "mlp.up_proj",
             Self::DownProj => "mlp.down_proj",
+        }
+    }
+
+    fn meta(self) -> &'static str {
+        match self {
+            Self::InputLayernorm => "attention_norm",
+            Self::QProj => "attention.wq",
+            Self::KProj => "attention.wk",
+            Self::VProj => "attention.wv",
+            Self::OProj => "attention.wo",
+            Self::PostAttentionLayernorm => "ffn_norm",
+            Self::GateProj => "feed_forward.w1",
+            Self::UpProj => "feed_forward.w3",
+            Self::DownProj => "feed_forward.w2",
         }
     }
 
@@ -120,6 +145,36 @@ impl WeightName {
             Self::Norm => "output_norm.weight".to_owned(),
             Self::LmHead => "output.weight".to_owned(),
             Self::Layer(layer, weight) => format!("blk.{layer}.{}.weight", weight.gguf()),
+        }
+    }
+
+    /// The tensor's name in Meta's files, without the `text_model.` that vision
+    /// models put before it.
+    pub fn meta(self) -> String {
+        match self {
+            Self::EmbedTokens => "tok_embeddings.weight".to_owned(),
+            Self::Norm => "norm.weight".to_owned(),
+            Self::LmHead => "output.weight".to_owned(),
+            Self::Layer(layer, weight) => format!("layers.{layer}.{}.weight", weight.meta()),
+        }
+    }
+
+    /// How Meta's model-parallel files divide the weight among them.
+    pub fn meta_split(self) -> MetaSplit {
+        match self {
+            Self::EmbedTokens | Self::LmHead => MetaSplit::Rows,
+            Self::Norm => MetaSplit::Replicated,
+            Self::Layer(_, weight) => match weight {
+                LayerWeight::InputLayernorm | LayerWeight::PostAttentionLayernorm => {
+                    MetaSplit::Replicated
+                }
+                LayerWeight::OProj | LayerWeight::DownProj => MetaSplit::Cols,
+                LayerWeight::QProj
+                | LayerWeight::KProj
+                | LayerWeight::VProj
+                | LayerWeight::GateProj
+                | LayerWeight::UpProj => MetaSplit::Rows,
+            },
         }
     }
 

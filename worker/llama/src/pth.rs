@@ -87,6 +87,22 @@ impl PthFile {
         self.file.path()
     }
 
+    /// The name of a value that is no tensor; of the whole, if that is no
+    /// dictionary.
+    pub(crate) fn first_other_value(&self) -> Option<&str> {
+        match &self.value {
+            Value::Dict(entries) => {
+                let mut others = entries.iter().filter(|(_, value)| value.as_tensor().is_none());
+                others.next().map(|(name, _)| name.as_str())
+            }
+            _ => Some("the file's value"),
+        }
+    }
+
+    pub(crate) fn into_parts(self) -> (WeightFile, BTreeMap<String, PthTensor>) {
+        (self.file, self.tensors)
+    }
+
     /// Reads bytes at a position of the file, such as [`PthTensor::offset`].
     ///
     /// # Errors
@@ -170,5 +186,7 @@ fn read_entry(file: &WeightFile, entry: Entry) -> Result<Vec<u8>, CheckpointErro
     Ok(bytes)
 }
 
+#[cfg(test)]
+pub(crate) mod crafted;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Llama3Size};
 use crate::pth::PthError;
 
 /// Why a checkpoint cannot be used.
@@ -30,15 +30,19 @@ pub enum CheckpointError {
         /// What was looked for.
         message: String,
     },
-    /// A directory in Meta's format.
+    /// The path names another member of the Llama 3 family than it holds.
     #[error(
-        "{} is a checkpoint in Meta's format, which is not supported yet: \
-         use the Hugging Face version of the model, or convert it to safetensors or GGUF",
+        "{} names {named}, but its files are of {found}: rename the directory, \
+         or set ignore_model_name to believe the files",
         .path.display()
     )]
-    MetaFormat {
-        /// The directory.
+    NameConflict {
+        /// What was opened.
         path: PathBuf,
+        /// What it names.
+        named: Llama3Size,
+        /// The member that the configuration is of, or its shape.
+        found: String,
     },
     /// The model's configuration cannot be served.
     #[error("{}: {source}", .path.display())]

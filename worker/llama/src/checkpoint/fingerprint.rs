@@ -36,7 +36,7 @@ pub(super) fn compute(
         hash_number(&mut hasher, tensor.num_bytes);
         for (start, len) in samples(tensor.num_bytes) {
             buffer.resize(len as usize, 0);
-            store.files[tensor.file].read_at(tensor.offset + start, &mut buffer)?;
+            store.read_bytes(tensor, start, &mut buffer)?;
             hasher.update(&buffer);
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use gguf::{GgmlType, Gguf};
 
 use super::dequant::Encoding;
-use super::storage::{StoredTensor, TensorStore};
+use super::storage::{Place, StoredTensor, TensorStore};
 use super::{CheckpointError, WeightFile};
 use crate::config::{LlamaConfig, gguf as config};
 
@@ -34,10 +34,12 @@ pub(super) fn open(path: &Path) -> Result<Opened, CheckpointError> {
     for tensor in gguf.tensors() {
         let tensor = tensor.map_err(|error| CheckpointError::malformed(path, error.to_string()))?;
         let stored = StoredTensor {
-            file: 0,
             // The parser's slices lie in the mapping; their distance from its
             // start is their offset in the file.
-            offset: (tensor.data.as_ptr().addr() - mapped.as_ptr().addr()) as u64,
+            place: Place::Packed {
+                file: 0,
+                offset: (tensor.data.as_ptr().addr() - mapped.as_ptr().addr()) as u64,
+            },
             num_bytes: tensor.data.len() as u64,
             encoding: encoding(tensor.ggml_type),
             shape: tensor.dims().iter().rev().copied().collect(),

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
@@ -10,17 +9,20 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::dequant::Encoding;
-use super::storage::{StoredTensor, TensorStore};
+use super::json::{MAX_CONFIG_BYTES, read_small};
+use super::storage::{Place, StoredTensor, TensorStore};
 use super::{CheckpointError, WeightFile};
 use crate::config::{LlamaConfig, hf};
 
 /// A header is parsed into memory several times its size.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 const MAX_TENSORS: usize = 65_536;
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_INDEX_BYTES: u64 = 16 << 20;
 /// The largest published checkpoints have some 200.
 const MAX_SHARDS: usize = 1024;
+
+/// What a directory must have one of.
+pub(super) const NAMES: [&str; 2] = [SINGLE, INDEX];
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -79,7 +81,7 @@ fn check_index(
     weight_map: &HashMap<String, String>,
 ) -> Result<(), CheckpointError> {
     for (name, shard) in weight_map {
-        let found = store.tensors.get(name).map(|tensor| store.files[tensor.file].path());
+        let found = store.tensors.get(name).map(|tensor| store.files[tensor.file()].path());
         if found.and_then(Path::file_name) != Some(shard.as_ref()) {
             let message = format!("says that {name} is in {shard}, where it is not");
             return Err(CheckpointError::malformed(path, message));
@@ -125,14 +127,13 @@ pub(super) fn add_file(store: &mut TensorStore, path: &Path) -> Result<(), Check
         };
         let (start, end) = info.data_offsets;
         let tensor = StoredTensor {
-            file: index,
-            offset: (data_start + start) as u64,
+            place: Place::Packed { file: index, offset: (data_start + start) as u64 },
             num_bytes: (end - start) as u64,
             encoding,
             shape: info.shape.iter().map(|&size| size as u64).collect(),
         };
         if let Some(other) = store.tensors.insert(name.clone(), tensor) {
-            let other = store.files[other.file].path().display();
+            let other = store.files[other.file()].path().display();
             let message = format!("{name} is also in {other}");
             return Err(CheckpointError::malformed(path, message));
         }
@@ -178,19 +179,6 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         }
         Ok(Header)
     }
-}
-
-/// Reads a file that must be small.
-fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>, CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(io)?;
-    let mut bytes = Vec::new();
-    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > max_bytes {
-        let message = format!("longer than {max_bytes} bytes");
-        return Err(CheckpointError::malformed(path, message));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use mesh::{Matrix, MeshError};
 
 use super::dequant::Encoding;
+use super::pieces::Pieces;
 use super::{CheckpointError, WeightFile};
 
 /// Encoded bytes that are read at once; a longer row is read whole.
@@ -14,11 +15,8 @@ const READ_BYTES: usize = 1 << 18;
 /// Where a tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StoredTensor {
-    /// Index of the file.
-    pub(super) file: usize,
-    /// First byte in the file.
-    pub(super) offset: u64,
-    /// Bytes.
+    pub(super) place: Place,
+    /// Bytes of its values.
     pub(super) num_bytes: u64,
     /// Format of the values.
     pub(super) encoding: Encoding,
@@ -26,11 +24,50 @@ pub(super) struct StoredTensor {
     pub(super) shape: Vec<u64>,
 }
 
+/// Where a tensor's values lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// One after the other, in row-major order.
+    Packed {
+        /// Index of the file.
+        file: usize,
+        /// First byte in the file.
+        offset: u64,
+    },
+    /// In several files, or apart from each other.
+    Pieces(Pieces),
+}
+
 /// All tensors of a checkpoint, by the name that it gives them.
 #[derive(Debug, Default)]
 pub(super) struct TensorStore {
     pub(super) files: Vec<WeightFile>,
     pub(super) tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl StoredTensor {
+    /// Index of the file, or of the first one.
+    pub(super) fn file(&self) -> usize {
+        match &self.place {
+            Place::Packed { file, .. } => *file,
+            Place::Pieces(pieces) => pieces.pieces[0].file,
+        }
+    }
+}
+
+impl TensorStore {
+    /// Bytes of a tensor's values in row-major order, from `start`.
+    pub(super) fn read_bytes(
+        &self,
+        tensor: &StoredTensor,
+        start: u64,
+        out: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        match &tensor.place {
+            Place::Packed { file, offset } => self.files[*file].read_at(offset + start, out),
+            Place::Pieces(pieces) => pieces.read_bytes(&self.files, start, out),
+        }
+    }
 }
 
 /// Order of a matrix's rows in the file.
@@ -61,7 +98,7 @@ impl RowOrder {
 #[derive(Debug)]
 pub struct TensorMatrix<'a> {
     name: String,
-    file: &'a WeightFile,
+    files: &'a [WeightFile],
     tensor: &'a StoredTensor,
     rows: usize,
     cols: usize,
@@ -102,8 +139,7 @@ impl<'a> TensorMatrix<'a> {
             );
             return Err(CheckpointError::WrongData { name, message });
         }
-        let file = &store.files[tensor.file];
-        Ok(Self { name, file, tensor, rows, cols, row_bytes, order })
+        Ok(Self { name, files: &store.files, tensor, rows, cols, row_bytes, order })
     }
 
     /// Bytes that the tensor takes in the file.
@@ -116,19 +152,32 @@ impl<'a> TensorMatrix<'a> {
         &self,
         first: usize,
         out: &mut [f32],
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
     ) -> Result<(), CheckpointError> {
-        let num_bytes = out.len() / self.cols * self.row_bytes;
-        scratch.resize(num_bytes, 0);
-        self.file.read_at(self.tensor.offset + (first * self.row_bytes) as u64, scratch)?;
-        self.tensor.encoding.decode(scratch, out);
+        let Scratch { rows, pieces: scratch } = scratch;
+        rows.resize(out.len() / self.cols * self.row_bytes, 0);
+        match &self.tensor.place {
+            Place::Packed { file, offset } => {
+                self.files[*file].read_at(offset + first as u64 * self.row_bytes as u64, rows)?;
+            }
+            Place::Pieces(pieces) => pieces.read_rows(self.files, first, rows, scratch)?,
+        }
+        self.tensor.encoding.decode(rows, out);
         Ok(())
     }
 }
 
+/// Encoded bytes on their way, of no more than [`READ_BYTES`] or a row.
+#[derive(Debug)]
+struct Scratch {
+    rows: Vec<u8>,
+    pieces: Vec<u8>,
+}
+
 thread_local! {
-    /// Encoded bytes on their way; kept, since a load reads many pieces.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Kept, since a load reads many rows.
+    static SCRATCH: RefCell<Scratch> =
+        const { RefCell::new(Scratch { rows: Vec::new(), pieces: Vec::new() }) };
 }
 
 impl Matrix for TensorMatrix<'_> {

@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 
-use super::{ConfigError, LlamaConfig, RopeScaling};
+use super::{ConfigError, LlamaConfig, RopeScaling, required};
 
 /// Keys that matter here; the many others are about training or generation.
 #[derive(Deserialize)]
@@ -84,10 +84,6 @@ pub(crate) fn parse(json: &[u8]) -> Result<LlamaConfig, ConfigError> {
     };
     config.validate()?;
     Ok(config)
-}
-
-fn required<T>(key: &str, value: Option<T>) -> Result<T, ConfigError> {
-    value.ok_or_else(|| ConfigError::Missing { key: key.to_owned() })
 }
 
 impl ConfigJson {
