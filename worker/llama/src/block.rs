@@ -1,6 +1,6 @@
 //! One transformer block, as the paper draws it.
 
-use mesh::{ColumnParallel, Mesh, MeshError, Replicated, RowParallel, StepBatch};
+use mesh::{ColumnParallel, Mesh, MeshError, Replicated, RowParallel, Sharded, StepBatch};
 
 /// The weights of one block on the mesh.
 pub(crate) struct Block<M: Mesh> {
@@ -8,10 +8,19 @@ pub(crate) struct Block<M: Mesh> {
     pub(crate) layer: usize,
     pub(crate) input_layernorm: Replicated<M::Weight>, // [1, hidden], f32
     pub(crate) qkv_proj: ColumnParallel<M::Weight>,    // [(heads + 2·kv_heads)·head_dim, hidden]
-    pub(crate) o_proj: RowParallel<M::Weight>,         // [hidden, heads·head_dim]
+    pub(crate) o_proj: OutputProjection<M>,            // [hidden, heads·head_dim]
     pub(crate) post_attention_layernorm: Replicated<M::Weight>, // [1, hidden], f32
     pub(crate) gate_up_proj: ColumnParallel<M::Weight>, // [2·intermediate, hidden]
     pub(crate) down_proj: RowParallel<M::Weight>,      // [hidden, intermediate]
+}
+
+/// The output projection of attention, cut as the shard plan says.
+pub(crate) enum OutputProjection<M: Mesh> {
+    /// Each chip multiplies its own heads, and the products are summed.
+    RowParallel(RowParallel<M::Weight>),
+    /// The heads are gathered, and each chip makes its own channels of the
+    /// result: no sum crosses chips.
+    ColumnParallel(ColumnParallel<M::Weight>),
 }
 
 /// What every block of one step shares.
@@ -34,8 +43,7 @@ impl<M: Mesh> Block<M> {
         let h = mesh.rms_norm(&x, &self.input_layernorm, step.eps)?;
         let qkv = mesh.column_linear(&h, &self.qkv_proj)?;
         let heads = mesh.attention(qkv, step.rope, cache, self.layer, step.batch)?;
-        let addends = mesh.row_linear(&heads, &self.o_proj)?;
-        let attended = mesh.all_reduce(addends)?;
+        let attended = self.o_proj.apply(mesh, heads)?;
         mesh.add(x, &attended)
     }
 
@@ -52,5 +60,25 @@ impl<M: Mesh> Block<M> {
         let addends = mesh.row_linear(&activated, &self.down_proj)?;
         let transformed = mesh.all_reduce(addends)?;
         mesh.add(x, &transformed)
+    }
+}
+
+impl<M: Mesh> OutputProjection<M> {
+    fn apply(
+        &self,
+        mesh: &mut M,
+        heads: Sharded<M::Tensor>,
+    ) -> Result<Replicated<M::Tensor>, MeshError> {
+        match self {
+            Self::RowParallel(wo) => {
+                let addends = mesh.row_linear(&heads, wo)?;
+                mesh.all_reduce(addends)
+            }
+            Self::ColumnParallel(wo) => {
+                let heads = mesh.all_gather(heads)?;
+                let channels = mesh.column_linear(&heads, wo)?;
+                mesh.all_gather(channels)
+            }
+        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use mesh::{ColumnParallel, Mesh, MeshError, Replicated, StepBatch};
+use mesh::{ColumnParallel, Mesh, MeshError, Replicated, Sharded, StepBatch};
 
 use crate::block::{Block, Step};
 
 /// A Llama's weights on a mesh, and the order in which they are used.
 pub struct Llama<M: Mesh> {
-    pub(crate) embed_tokens: Replicated<M::Weight>, // [vocab, hidden]
-    pub(crate) rope: Replicated<M::Rope>,           // [max_positions, head_dim / 2]
+    pub(crate) embed_tokens: Sharded<M::Weight>, // [vocab, hidden]
+    pub(crate) rope: Replicated<M::Rope>,        // [max_positions, head_dim / 2]
     pub(crate) blocks: Vec<Block<M>>,
     pub(crate) norm: Replicated<M::Weight>, // [1, hidden], f32
     pub(crate) lm_head: ColumnParallel<M::Weight>, // [vocab, hidden]
@@ -39,7 +39,8 @@ impl<M: Mesh> Llama<M> {
         let step = Step { batch, rope: &self.rope, eps: self.rms_norm_eps };
         let (last, blocks) = self.blocks.split_last().expect("a model has at least one layer");
 
-        let mut x = mesh.embed(&self.embed_tokens, batch)?;
+        let channels = mesh.embed(&self.embed_tokens, batch)?;
+        let mut x = mesh.all_gather(channels)?;
         for block in blocks {
             x = block.attend(mesh, cache, &step, x)?;
             x = block.feed_forward(mesh, &step, x)?;

@@ -88,7 +88,7 @@ impl<M: Mesh> Runner<M> {
             head_dim: config.head_dim,
         };
         let cache = mesh.new_kv_cache(kv_cache, attention)?;
-        let model = WeightLoader::new(&mut mesh, checkpoint, &options.policy, progress)?
+        let model = WeightLoader::new(&mut mesh, checkpoint, &plan, &options.policy, progress)?
             .load_model(options.max_model_len)?;
         Ok(Self { mesh, model, cache, config, plan, kv_cache })
     }

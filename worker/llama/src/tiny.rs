@@ -72,6 +72,15 @@ impl TinyModel {
         Self { config, weights }
     }
 
+    /// The same model with one weight all zeros.
+    #[must_use]
+    pub fn with_zeros(mut self, name: WeightName) -> Self {
+        if let Some(values) = self.weights.get_mut(&name) {
+            values.fill(0.0);
+        }
+        self
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
         &self.config

@@ -1,14 +1,15 @@
 //! From a checkpoint, by name, to a model on a mesh.
 
-use mesh::{DType, Matrix, Mesh, MeshError, Replicated};
+use mesh::{Matrix, Mesh, MeshError, Replicated};
 
-use crate::block::Block;
+use crate::block::{Block, OutputProjection};
 use crate::checkpoint::{Checkpoint, TensorMatrix};
 use crate::model::Llama;
 use crate::names::{LayerWeight, WeightName};
 use crate::policy::DTypePolicy;
 use crate::rope::RopeTables;
 use crate::runner::LoadError;
+use crate::shard::{ShardPlan, Split};
 
 /// How far a load has come, in bytes of the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub struct LoadProgress {
 pub(crate) struct WeightLoader<'a, M: Mesh> {
     pub(crate) mesh: &'a mut M,
     pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) plan: &'a ShardPlan,
     pub(crate) policy: &'a DTypePolicy,
     pub(crate) progress: &'a mut dyn FnMut(LoadProgress),
     done_bytes: u64,
@@ -33,6 +35,7 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
     pub(crate) fn new(
         mesh: &'a mut M,
         checkpoint: &'a Checkpoint,
+        plan: &'a ShardPlan,
         policy: &'a DTypePolicy,
         progress: &'a mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
@@ -45,7 +48,7 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
         for name in names {
             total_bytes += checkpoint.matrix(name)?.source_bytes();
         }
-        Ok(Self { mesh, checkpoint, policy, progress, done_bytes: 0, total_bytes })
+        Ok(Self { mesh, checkpoint, plan, policy, progress, done_bytes: 0, total_bytes })
     }
 
     /// Everything, in the order of use.
@@ -57,8 +60,8 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
         let rope = self.mesh.load_rope(&tables.cos, &tables.sin, config.head_dim)?;
         drop(tables);
         let embedding = self.policy.embedding;
-        let embed_tokens = self
-            .one(WeightName::EmbedTokens, |mesh, matrix| mesh.load_replicated(matrix, embedding))?;
+        let embed_tokens =
+            self.one(WeightName::EmbedTokens, |mesh, table| mesh.load_embedding(table, embedding))?;
         let blocks =
             (0..config.num_hidden_layers).map(|n| self.block(n)).collect::<Result<Vec<_>, _>>()?;
         let norm = self.norm(WeightName::Norm)?;
@@ -80,7 +83,7 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
                 .together([W::QProj, W::KProj, W::VProj].map(name), |mesh, [q, k, v]| {
                     mesh.load_column_parallel(&[q, k, v], attention)
                 })?,
-            o_proj: self.one(name(W::OProj), |mesh, o| mesh.load_row_parallel(o, attention))?,
+            o_proj: self.output_projection(name(W::OProj))?,
             post_attention_layernorm: self.norm(name(W::PostAttentionLayernorm))?,
             gate_up_proj: self
                 .together([W::GateProj, W::UpProj].map(name), |mesh, [gate, up]| {
@@ -91,8 +94,18 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
         })
     }
 
+    fn output_projection(&mut self, name: WeightName) -> Result<OutputProjection<M>, LoadError> {
+        let (split, dtype) = (self.plan.split(name), self.policy.attention);
+        self.one(name, |mesh, wo| match split {
+            Split::Output => {
+                mesh.load_column_parallel(&[wo], dtype).map(OutputProjection::ColumnParallel)
+            }
+            _ => mesh.load_row_parallel(wo, dtype).map(OutputProjection::RowParallel),
+        })
+    }
+
     fn norm(&mut self, name: WeightName) -> Result<Replicated<M::Weight>, LoadError> {
-        self.one(name, |mesh, gain| mesh.load_replicated(gain, DType::F32))
+        self.one(name, |mesh, gain| mesh.load_gain(gain))
     }
 
     fn one<W>(

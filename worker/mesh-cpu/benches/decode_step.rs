@@ -9,7 +9,7 @@ use divan::counter::ItemsCount;
 use mesh::conformance::probe::{noise, weight_noise};
 use mesh::{
     AttentionShape, ColumnParallel, DType, DenseMatrix, KvCacheShape, Mesh, MeshError, Replicated,
-    RowParallel, SequenceSlice, StepBatch,
+    RowParallel, SequenceSlice, Sharded, StepBatch,
 };
 use mesh_cpu::CpuMesh;
 
@@ -96,7 +96,7 @@ struct Layer {
 }
 
 struct Model {
-    embedding: Replicated<mesh_cpu::Weight>,
+    embedding: Sharded<mesh_cpu::Weight>,
     norm: Replicated<mesh_cpu::Weight>,
     layers: Vec<Layer>,
     head: ColumnParallel<mesh_cpu::Weight>,
@@ -130,11 +130,8 @@ impl Model {
             dtype: DType::Bfp8,
         };
         Ok(Self {
-            embedding: mesh.load_replicated(&embedding, DType::Bfp8)?,
-            norm: mesh.load_replicated(
-                &DenseMatrix::new("norm", HIDDEN, vec![1.0; HIDDEN]),
-                DType::F32,
-            )?,
+            embedding: mesh.load_embedding(&embedding, DType::Bfp8)?,
+            norm: mesh.load_gain(&DenseMatrix::new("norm", HIDDEN, vec![1.0; HIDDEN]))?,
             layers,
             head: mesh.load_column_parallel(&[&embedding], DType::Bfp8)?,
             rope: mesh.load_rope(&table, &table, SHAPE.head_dim)?,
@@ -148,7 +145,8 @@ impl Model {
         batch: &StepBatch,
         logits: &mut Vec<f32>,
     ) -> Result<(), MeshError> {
-        let mut x = mesh.embed(&self.embedding, batch)?;
+        let x = mesh.embed(&self.embedding, batch)?;
+        let mut x = mesh.all_gather(x)?;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             let normed = mesh.rms_norm(&x, &self.norm, EPS)?;
             let qkv = mesh.column_linear(&normed, &layer.qkv)?;

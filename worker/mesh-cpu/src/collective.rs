@@ -34,6 +34,30 @@ impl Compute {
     }
 }
 
+impl Compute {
+    /// `[rows, channels of all chips]`, each row's slices in rank order, as one
+    /// value that every chip holds.
+    pub(crate) fn all_gather(&self, sharded: Tensor) -> Tensor {
+        let (rows, cols, num_chips) =
+            (sharded.num_rows(), sharded.num_cols(), sharded.num_shards());
+        if num_chips == 1 {
+            return sharded;
+        }
+        let width = num_chips * cols;
+        let mut out = self.buffers.tensor(rows, width, 1);
+        let chunk = fan_out::rows_per_task(&self.pool, rows, width);
+        let tasks = out.values_mut().chunks_mut(chunk * width).enumerate().collect();
+        fan_out::for_each(&self.pool, tasks, |(idx, out)| {
+            for (row, out) in (idx * chunk..).zip(out.chunks_exact_mut(width)) {
+                for (rank, out) in out.chunks_exact_mut(cols).enumerate() {
+                    out.copy_from_slice(&sharded.on_chip(rank)[row * cols..(row + 1) * cols]);
+                }
+            }
+        });
+        out
+    }
+}
+
 /// `[rows, channels of all chips]` in `out`: each row's slices in rank order.
 pub(crate) fn gather_to_host(sharded: Tensor, out: &mut Vec<f32>) {
     if sharded.num_shards() == 1 {
@@ -86,6 +110,30 @@ mod tests {
     }
 
     #[test]
+    fn gathered_on_the_chips_and_on_the_host_is_the_same() {
+        for num_threads in [1, 2] {
+            let compute = compute(num_threads);
+            for (rows, cols, num_chips) in [(1, 1, 8), (3, 5, 2), (200, 96, 3), (4, 4, 1)] {
+                let sharded = || {
+                    let mut tensor = compute.buffers.tensor(rows, cols, num_chips);
+                    for (i, value) in tensor.values_mut().iter_mut().enumerate() {
+                        *value = i as f32;
+                    }
+                    tensor
+                };
+                let gathered = compute.all_gather(sharded());
+                assert_eq!(
+                    (gathered.num_rows(), gathered.num_cols(), gathered.num_shards()),
+                    (rows, cols * num_chips, 1)
+                );
+                let mut host = Vec::new();
+                gather_to_host(sharded(), &mut host);
+                assert_eq!(gathered.values(), host);
+            }
+        }
+    }
+
+    #[test]
     fn no_rows_reduce_and_gather_to_nothing() {
         let compute = compute(2);
         let sum = compute.all_reduce(compute.buffers.tensor(0, 4, 3));
@@ -93,5 +141,7 @@ mod tests {
         let mut out = vec![1.0];
         gather_to_host(compute.buffers.tensor(0, 4, 3), &mut out);
         assert!(out.is_empty());
+        let gathered = compute.all_gather(compute.buffers.tensor(0, 4, 3));
+        assert_eq!((gathered.num_rows(), gathered.num_cols()), (0, 12));
     }
 }

@@ -106,12 +106,16 @@ impl Mesh for CpuMesh {
         weights::row_parallel(&self.compute.pool, self.chips, matrix, dtype).map(RowParallel)
     }
 
-    fn load_replicated(
+    fn load_embedding(
         &mut self,
-        matrix: &dyn Matrix,
+        table: &dyn Matrix,
         dtype: DType,
-    ) -> Result<Replicated<Weight>, MeshError> {
-        weights::replicated(&self.compute.pool, matrix, dtype).map(Replicated)
+    ) -> Result<Sharded<Weight>, MeshError> {
+        weights::embedding(&self.compute.pool, self.chips, table, dtype).map(Sharded)
+    }
+
+    fn load_gain(&mut self, gain: &dyn Matrix) -> Result<Replicated<Weight>, MeshError> {
+        weights::gain(gain).map(Replicated)
     }
 
     fn load_rope(
@@ -133,10 +137,10 @@ impl Mesh for CpuMesh {
 
     fn embed(
         &mut self,
-        table: &Replicated<Weight>,
+        table: &Sharded<Weight>,
         batch: &StepBatch,
-    ) -> Result<Replicated<Tensor>, MeshError> {
-        Ok(Replicated(self.compute.embed(&table.0, &batch.token_ids)))
+    ) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.embed(&table.0, &batch.token_ids)))
     }
 
     fn rms_norm(
@@ -181,6 +185,10 @@ impl Mesh for CpuMesh {
 
     fn all_reduce(&mut self, x: Partial<Tensor>) -> Result<Replicated<Tensor>, MeshError> {
         Ok(Replicated(self.compute.all_reduce(x.0)))
+    }
+
+    fn all_gather(&mut self, x: Sharded<Tensor>) -> Result<Replicated<Tensor>, MeshError> {
+        Ok(Replicated(self.compute.all_gather(x.0)))
     }
 
     fn add(

@@ -21,13 +21,16 @@ impl Compute {
         Self { pool, isa, buffers: Arc::new(Buffers::default()) }
     }
 
-    /// Rows of `table` by id: `[ids, hidden]`.
+    /// Rows of `table` by id, on each chip its own channels of them.
     pub(crate) fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
-        let table = table.table();
-        let mut out = self.buffers.tensor(ids.len(), table.k(), 1);
-        for (&id, row) in ids.iter().zip(out.values_mut().chunks_exact_mut(table.k())) {
-            assert!((id as usize) < table.n(), "token id is {id}, vocabulary is {}", table.n());
-            table.row(id as usize, row);
+        let shards = table.shards();
+        let (vocab, cols) = (shards[0].n(), shards[0].k());
+        let mut out = self.buffers.tensor(ids.len(), cols, shards.len());
+        for (table, out) in shards.iter().zip(out.shards_mut()) {
+            for (&id, row) in ids.iter().zip(out.chunks_exact_mut(cols)) {
+                assert!((id as usize) < vocab, "token id is {id}, vocabulary is {vocab}");
+                table.row(id as usize, row);
+            }
         }
         out
     }

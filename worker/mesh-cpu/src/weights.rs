@@ -14,9 +14,8 @@ pub struct Weight(Storage);
 enum Storage {
     /// A norm gain, f32, the same on every chip.
     Gain(Vec<f32>),
-    /// An embedding table `[vocab, hidden]`, the same on every chip.
-    Table(PackedMatrix),
-    /// One slice per chip, in rank order.
+    /// One slice of a linear layer or of an embedding table per chip, in rank
+    /// order.
     Shards(Vec<PackedMatrix>),
 }
 
@@ -26,16 +25,7 @@ impl Weight {
     pub(crate) fn gain(&self) -> &[f32] {
         match &self.0 {
             Storage::Gain(gain) => gain,
-            _ => panic!("a norm needs a gain of one row, got {self:?}"),
-        }
-    }
-
-    /// # Panics
-    /// When this is not an embedding table: a bug in the graph.
-    pub(crate) fn table(&self) -> &PackedMatrix {
-        match &self.0 {
-            Storage::Table(table) => table,
-            _ => panic!("an embedding needs a replicated table, got {self:?}"),
+            Storage::Shards(_) => panic!("a norm needs a gain of one row, got {self:?}"),
         }
     }
 
@@ -44,7 +34,7 @@ impl Weight {
     pub(crate) fn shards(&self) -> &[PackedMatrix] {
         match &self.0 {
             Storage::Shards(shards) => shards,
-            _ => panic!("a linear layer needs a sharded matrix, got {self:?}"),
+            Storage::Gain(_) => panic!("a sharded matrix is needed, got {self:?}"),
         }
     }
 
@@ -52,7 +42,6 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         match &self.0 {
             Storage::Gain(gain) => size_of_val(gain.as_slice()),
-            Storage::Table(table) => table.bytes(),
             Storage::Shards(shards) => shards.iter().map(PackedMatrix::bytes).sum(),
         }
     }
@@ -63,7 +52,6 @@ impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Storage::Gain(gain) => write!(f, "Gain[{}]", gain.len()),
-            Storage::Table(table) => write!(f, "Table[{}, {}]", table.n(), table.k()),
             Storage::Shards(shards) => {
                 write!(f, "Shards[{} x [{}, {}]]", shards.len(), shards[0].n(), shards[0].k())
             }
@@ -125,7 +113,28 @@ pub(crate) fn row_parallel(
     matrix: &dyn Matrix,
     dtype: DType,
 ) -> Result<Weight, MeshError> {
-    let share = chips.share(matrix.name(), "input channels", matrix.cols())?;
+    by_columns(pool, chips, matrix, "input channels", dtype)
+}
+
+/// See [`mesh::Mesh::load_embedding`].
+pub(crate) fn embedding(
+    pool: &Pool,
+    chips: Chips,
+    table: &dyn Matrix,
+    dtype: DType,
+) -> Result<Weight, MeshError> {
+    by_columns(pool, chips, table, "channels", dtype)
+}
+
+/// Chip `c` gets the `c`-th slice of the columns of every row.
+fn by_columns(
+    pool: &Pool,
+    chips: Chips,
+    matrix: &dyn Matrix,
+    axis: &str,
+    dtype: DType,
+) -> Result<Weight, MeshError> {
+    let share = chips.share(matrix.name(), axis, matrix.cols())?;
     let shards = chips
         .ranks()
         .map(|rank| {
@@ -134,7 +143,7 @@ pub(crate) fn row_parallel(
                 if chips.count() == 1 {
                     matrix.read_rows(first_row, out)
                 } else {
-                    read_columns(matrix, columns.clone(), first_row, out)
+                    matrix.read_columns(first_row, columns.clone(), out)
                 }
             })
         })
@@ -142,22 +151,18 @@ pub(crate) fn row_parallel(
     Ok(Weight(Storage::Shards(shards)))
 }
 
-/// See [`mesh::Mesh::load_replicated`].
-pub(crate) fn replicated(
-    pool: &Pool,
-    matrix: &dyn Matrix,
-    dtype: DType,
-) -> Result<Weight, MeshError> {
-    if matrix.rows() == 1 {
-        let mut gain = vec![0.0; matrix.cols()];
-        matrix.read_rows(0, &mut gain)?;
-        return Ok(Weight(Storage::Gain(gain)));
+/// See [`mesh::Mesh::load_gain`].
+pub(crate) fn gain(matrix: &dyn Matrix) -> Result<Weight, MeshError> {
+    if matrix.rows() != 1 {
+        return Err(MeshError::DoesNotFit(format!(
+            "{} has {} rows, a norm gain has 1",
+            matrix.name(),
+            matrix.rows()
+        )));
     }
-    let shape = [matrix.rows(), matrix.cols()];
-    let table = PackedMatrix::pack(pool, format_of(dtype), shape, &|first_row, out| {
-        matrix.read_rows(first_row, out)
-    })?;
-    Ok(Weight(Storage::Table(table)))
+    let mut gain = vec![0.0; matrix.cols()];
+    matrix.read_rows(0, &mut gain)?;
+    Ok(Weight(Storage::Gain(gain)))
 }
 
 /// One chip's rows of one part.
@@ -190,21 +195,6 @@ fn read_stack(
         }
     }
     assert!(out.is_empty(), "the packer asked for rows past the end");
-    Ok(())
-}
-
-/// Reads `columns` of rows, each by way of the whole row.
-fn read_columns(
-    matrix: &dyn Matrix,
-    columns: std::ops::Range<usize>,
-    first_row: usize,
-    out: &mut [f32], // [rows, columns.len()]
-) -> Result<(), MeshError> {
-    let mut whole = vec![0.0; matrix.cols()];
-    for (row, out) in (first_row..).zip(out.chunks_exact_mut(columns.len())) {
-        matrix.read_rows(row, &mut whole)?;
-        out.copy_from_slice(&whole[columns.clone()]);
-    }
     Ok(())
 }
 
@@ -315,7 +305,7 @@ mod tests {
         for result in [
             column_parallel(&Pool::new(2), chips, &[&Broken], DType::F32),
             row_parallel(&Pool::new(2), chips, &Broken, DType::F32),
-            replicated(&Pool::new(2), &Broken, DType::F32),
+            embedding(&Pool::new(2), chips, &Broken, DType::F32),
         ] {
             assert!(matches!(result, Err(MeshError::Source { .. })));
         }

@@ -22,15 +22,17 @@ pub use attention::{
 };
 pub use attention_rig::{AttentionRig, Piece};
 pub use linear::{
-    column_linear_is_a_matmul, fused_parts_lie_in_order_on_each_chip,
-    row_linear_sums_over_the_chips, stored_weights_keep_their_precision,
+    a_gathered_product_is_the_uncut_one, column_linear_is_a_matmul,
+    fused_parts_lie_in_order_on_each_chip, row_linear_sums_over_the_chips,
+    stored_weights_keep_their_precision,
 };
 pub use network::{chip_counts_agree, rows_do_not_depend_on_their_batch};
 pub use reference::Sequence;
 pub use refusals::{failing_sources_are_reported, what_does_not_divide_is_refused};
 pub use rows::{
-    add_is_elementwise, embed_looks_rows_up, rms_norm_matches_its_formula,
-    select_rows_keeps_the_order_asked_for, silu_mul_matches_its_formula,
+    add_is_elementwise, all_gather_undoes_the_cut, embed_looks_rows_up,
+    rms_norm_matches_its_formula, select_rows_keeps_the_order_asked_for,
+    silu_mul_matches_its_formula,
 };
 
 /// How closely a mesh must keep the laws.
@@ -71,8 +73,10 @@ pub fn run<M: Mesh>(strength: Strength, chip_counts: &[usize], make: impl Fn(usi
         column_linear_is_a_matmul,
         fused_parts_lie_in_order_on_each_chip,
         row_linear_sums_over_the_chips,
+        a_gathered_product_is_the_uncut_one,
         stored_weights_keep_their_precision,
         embed_looks_rows_up,
+        all_gather_undoes_the_cut,
         rms_norm_matches_its_formula,
         silu_mul_matches_its_formula,
         add_is_elementwise,

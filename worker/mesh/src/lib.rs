@@ -124,16 +124,22 @@ pub trait Mesh {
         dtype: DType,
     ) -> Result<RowParallel<Self::Weight>, MeshError>;
 
-    /// A norm gain `[1, hidden]` (kept in f32) or an embedding table
-    /// `[vocab, hidden]`, whole on every chip.
+    /// Cuts an embedding table `[vocab, hidden]` along its channels: chip `c`
+    /// holds the `c`-th slice of every token's row.
     ///
     /// # Errors
-    /// When the source cannot be read.
-    fn load_replicated(
+    /// [`MeshError::DoesNotFit`] when the channels do not divide by the chips.
+    fn load_embedding(
         &mut self,
-        matrix: &dyn Matrix,
+        table: &dyn Matrix,
         dtype: DType,
-    ) -> Result<Replicated<Self::Weight>, MeshError>;
+    ) -> Result<Sharded<Self::Weight>, MeshError>;
+
+    /// A norm gain `[1, hidden]`, kept in f32, whole on every chip.
+    ///
+    /// # Errors
+    /// [`MeshError::DoesNotFit`] when it has more than one row.
+    fn load_gain(&mut self, gain: &dyn Matrix) -> Result<Replicated<Self::Weight>, MeshError>;
 
     /// Rotary tables: `cos` and `sin` are `[max_positions, head_dim / 2]`, for
     /// interleaved pairs (channel `2i` and `2i + 1` turn together).
@@ -160,15 +166,16 @@ pub trait Mesh {
 
     // ------------------------------------------------------------ the step
 
-    /// Rows of `table` by token id: `[num_tokens, hidden]`.
+    /// Rows of `table` by token id, each chip its own channels:
+    /// `[num_tokens, hidden]`.
     ///
     /// # Errors
     /// [`MeshError::Device`].
     fn embed(
         &mut self,
-        table: &Replicated<Self::Weight>,
+        table: &Sharded<Self::Weight>,
         batch: &StepBatch,
-    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
 
     /// `x / sqrt(mean(x²) + eps) · gain`, row by row.
     ///
@@ -233,6 +240,16 @@ pub trait Mesh {
     fn all_reduce(
         &mut self,
         x: Partial<Self::Tensor>,
+    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+
+    /// Every chip's slice side by side in rank order, on every chip. Nothing is
+    /// added, so that the values are the bits that the chips hold.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn all_gather(
+        &mut self,
+        x: Sharded<Self::Tensor>,
     ) -> Result<Replicated<Self::Tensor>, MeshError>;
 
     /// `x + y`, the residual.

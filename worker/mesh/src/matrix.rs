@@ -1,5 +1,7 @@
 //! Host-side weight matrices, as a mesh reads them while loading.
 
+use std::ops::Range;
+
 use crate::MeshError;
 
 /// A matrix `[rows, cols]` that can be read piece by piece, so that a load
@@ -19,6 +21,29 @@ pub trait Matrix: Sync {
     /// # Panics
     /// When the range is out of bounds or `out` is not whole rows.
     fn read_rows(&self, first_row: usize, out: &mut [f32]) -> Result<(), MeshError>;
+
+    /// Decodes `columns` of `out.len() / columns.len()` rows, starting at
+    /// `first_row`: one chip's slice. By way of whole rows, unless the source
+    /// can do with less.
+    ///
+    /// # Errors
+    /// As [`Matrix::read_rows`].
+    ///
+    /// # Panics
+    /// As [`Matrix::read_rows`], or when there are no such columns.
+    fn read_columns(
+        &self,
+        first_row: usize,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), MeshError> {
+        let mut whole = vec![0.0; self.cols()];
+        for (row, out) in (first_row..).zip(out.chunks_exact_mut(columns.len())) {
+            self.read_rows(row, &mut whole)?;
+            out.copy_from_slice(&whole[columns.clone()]);
+        }
+        Ok(())
+    }
 }
 
 /// A matrix in memory: tests and derived weights.

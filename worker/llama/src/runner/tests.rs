@@ -8,9 +8,11 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::RopeScaling;
+use crate::names::{LayerWeight, WeightName};
 use crate::policy::Optimizations;
 use crate::reference;
 use crate::rope::inverse_frequencies;
+use crate::shard::Split;
 use crate::tiny::{self, TinyModel};
 
 const BLOCK_SIZE: usize = 16;
@@ -103,6 +105,49 @@ fn logits_are_the_oracles_on_any_number_of_chips() {
             // Some 10 sums of up to 128 f32 products, each in another order.
             assert!(error < 5e-6, "{chips} chips: {error}, {:?}", model.config());
         }
+    }
+}
+
+/// The smallest shape whose output projection a ring of 8 chips cuts by its
+/// output: whole tiles on a chip that divide by the chips once more.
+fn ring() -> LlamaConfig {
+    LlamaConfig {
+        hidden_size: 2048,
+        intermediate_size: 256,
+        num_hidden_layers: 2,
+        num_attention_heads: 16,
+        num_key_value_heads: 8,
+        head_dim: 32,
+        ..tiny::config()
+    }
+}
+
+#[test]
+fn logits_are_the_oracles_on_a_ring_of_8() {
+    let model = TinyModel::new(ring(), 3);
+    let tokens = &TOKENS[..12];
+    let expected = reference::logits(&model, tokens);
+    for (chips, split) in [(1, Split::Input), (2, Split::Input), (8, Split::Output)] {
+        let mut runner = runner(&model, chips, Optimizations::F32);
+        let wo = WeightName::Layer(0, LayerWeight::OProj);
+        assert_eq!(runner.shard_plan().split(wo), split, "{chips} chips");
+        let error = relative_error(&whole(&mut runner, tokens), &expected);
+        assert!(error < 5e-6, "{chips} chips: {error}");
+    }
+}
+
+#[test]
+fn no_sum_crosses_chips_where_the_output_projection_is_cut_by_its_output() {
+    // Without the MLP's sum over chips, nothing is left that is added in
+    // another order on 8 chips than on 1: the same bits, in every format. On 2
+    // chips the output projection is a sum of two.
+    let down = (0..2).map(|layer| WeightName::Layer(layer, LayerWeight::DownProj));
+    let model = down.fold(TinyModel::new(ring(), 3), TinyModel::with_zeros);
+    for optimizations in [Optimizations::F32, Optimizations::Performance] {
+        let logits = |chips| whole(&mut runner(&model, chips, optimizations), &TOKENS[..12]);
+        let one = logits(1);
+        assert_eq!(logits(8), one, "{optimizations}");
+        assert_ne!(logits(2), one, "{optimizations}");
     }
 }
 
@@ -236,7 +281,7 @@ fn a_load_that_cannot_work_says_why() {
     };
     assert_eq!(
         load(3, good),
-        "2 KV heads, 4 heads, FFN 128 and vocabulary 256 fit 1 or 2 chips, not 3"
+        "2 KV heads, 4 heads, hidden size 64, FFN 128 and vocabulary 256 fit 1 or 2 chips, not 3"
     );
     let too_long = LoadOptions { max_model_len: 513, ..good };
     assert_eq!(load(1, too_long), "max_model_len is 513, must be 1 to 512");

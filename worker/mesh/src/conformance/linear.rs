@@ -2,7 +2,8 @@
 
 use super::Strength;
 use super::probe::{
-    assert_close, matmul, noise, read_replicated, read_sharded, shard, upload, weight_noise,
+    assert_close, assert_same, matmul, noise, read_replicated, read_sharded, shard, upload,
+    weight_noise,
 };
 use crate::{DType, DenseMatrix, Matrix, Mesh};
 
@@ -75,6 +76,30 @@ pub fn row_linear_sums_over_the_chips<M: Mesh>(mesh: &mut M, strength: Strength)
         let sum = read_replicated(mesh, &sum, WIDTH);
         let want = matmul(&x, &values(&weight), WIDTH);
         assert_close(&format!("row_linear of {rows} rows"), &sum, &want, strength.tolerance);
+    }
+}
+
+/// `all_gather` then `column_linear` is the other way to multiply what the
+/// chips hold in slices: the product of the whole row, with no sum over chips,
+/// so that it is the product of the uncut activation in every bit.
+///
+/// # Panics
+/// When the law is broken.
+pub fn a_gathered_product_is_the_uncut_one<M: Mesh>(mesh: &mut M, strength: Strength) {
+    let weight = weight_noise(11, WIDTH, WIDTH);
+    for dtype in [DType::Bf16, DType::Bfp8] {
+        let loaded = mesh.load_column_parallel(&[&weight], dtype).expect("the weight fits");
+        for rows in ROW_COUNTS {
+            let uploaded = upload(mesh, WIDTH, &noise(12, rows * WIDTH));
+            let uncut = mesh.column_linear(&uploaded, &loaded).expect("column_linear works");
+            let uncut = read_sharded(mesh, uncut);
+            let cut = shard(mesh, &uploaded, WIDTH);
+            let gathered = mesh.all_gather(cut).expect("all_gather works");
+            let product = mesh.column_linear(&gathered, &loaded).expect("column_linear works");
+            let product = mesh.all_gather(product).expect("all_gather works");
+            let product = read_replicated(mesh, &product, WIDTH);
+            assert_same(&format!("{rows} gathered rows in {dtype}"), &product, &uncut, strength);
+        }
     }
 }
 

@@ -6,10 +6,11 @@ use super::probe::{assert_close, assert_same, noise, weight_noise};
 use super::reference::rope_tables;
 use crate::{
     AttentionShape, ColumnParallel, DType, DenseMatrix, KvCacheShape, Mesh, MeshError, Replicated,
-    RowParallel, SequenceSlice, StepBatch,
+    RowParallel, SequenceSlice, Sharded, StepBatch,
 };
 
-const HIDDEN: usize = 128;
+/// Whole tiles on each of 1, 2, 3, 4, 6 or 8 chips.
+const HIDDEN: usize = 768;
 const VOCAB: usize = 768;
 const BLOCK_SIZE: usize = 32;
 
@@ -92,7 +93,7 @@ impl<'a> Chunk<'a> {
 
 /// One Llama layer between an embedding and an LM head, random weights.
 struct Network<M: Mesh> {
-    embedding: Replicated<M::Weight>,
+    embedding: Sharded<M::Weight>,
     norm: Replicated<M::Weight>,
     qkv: ColumnParallel<M::Weight>,
     output: RowParallel<M::Weight>,
@@ -129,8 +130,8 @@ impl<M: Mesh> Network<M> {
             dtype: DType::Bfp8,
         };
         Ok(Self {
-            embedding: mesh.load_replicated(&matrix(81, VOCAB, HIDDEN), dtype)?,
-            norm: mesh.load_replicated(&gain, dtype)?,
+            embedding: mesh.load_embedding(&matrix(81, VOCAB, HIDDEN), dtype)?,
+            norm: mesh.load_gain(&gain)?,
             qkv: mesh.load_column_parallel(&[&qkv[0], &qkv[1], &qkv[2]], dtype)?,
             output: mesh.load_row_parallel(&matrix(88, HIDDEN, q_width), dtype)?,
             gate_up: mesh.load_column_parallel(&[&gate_up[0], &gate_up[1]], dtype)?,
@@ -167,6 +168,7 @@ impl<M: Mesh> Network<M> {
     ) -> Result<(), MeshError> {
         const EPS: f32 = 1e-5;
         let x = mesh.embed(&self.embedding, batch)?;
+        let x = mesh.all_gather(x)?;
         let normed = mesh.rms_norm(&x, &self.norm, EPS)?;
         let qkv = mesh.column_linear(&normed, &self.qkv)?;
         let attended = mesh.attention(qkv, &self.rope, &mut self.cache, 0, batch)?;

@@ -43,15 +43,14 @@ pub fn row_batch(token_ids: Vec<u32>) -> StepBatch {
 /// `values` `[rows, cols]` as an activation, by way of an embedding.
 ///
 /// # Panics
-/// When `values` is not whole rows, or the mesh fails.
+/// When `values` is not whole rows, `cols` does not divide by the chips, or the
+/// mesh fails.
 pub fn upload<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Replicated<M::Tensor> {
     let rows = values.len() / cols;
-    let mut table = values.to_vec();
-    // A table of one row would be a norm gain.
-    table.extend(std::iter::repeat_n(0.0, cols));
-    let table = DenseMatrix::new("input", cols, table);
-    let table = mesh.load_replicated(&table, DType::F32).expect("the input fits");
-    mesh.embed(&table, &row_batch((0..rows as u32).collect())).expect("embed works")
+    let table = DenseMatrix::new("input", cols, values.to_vec());
+    let table = mesh.load_embedding(&table, DType::F32).expect("the input fits");
+    let x = mesh.embed(&table, &row_batch((0..rows as u32).collect())).expect("embed works");
+    mesh.all_gather(x).expect("all_gather works")
 }
 
 /// The rows `channels` of an identity matrix: picks those channels.

@@ -9,6 +9,11 @@ use crate::{AttentionShape, DType, DenseMatrix, KvCacheShape, Matrix, Mesh, Mesh
 /// When the law is broken.
 pub fn what_does_not_divide_is_refused<M: Mesh>(mesh: &mut M) {
     let num_chips = mesh.describe().num_chips;
+    let gain = mesh.load_gain(&DenseMatrix::new("model.gain", 32, vec![0.5; 64])).err();
+    assert!(
+        matches!(&gain, Some(MeshError::DoesNotFit(message)) if message.contains("model.gain")),
+        "load_gain must refuse two rows, got {gain:?}"
+    );
     if num_chips == 1 {
         return;
     }
@@ -17,7 +22,10 @@ pub fn what_does_not_divide_is_refused<M: Mesh>(mesh: &mut M) {
     let fine = DenseMatrix::new("model.fine.weight", odd, vec![0.5; 32 * num_chips * odd]);
     let columns = mesh.load_column_parallel(&[&fine, &matrix], DType::F32).err();
     let rows = mesh.load_row_parallel(&matrix, DType::F32).err();
-    for (what, error) in [("load_column_parallel", columns), ("load_row_parallel", rows)] {
+    let table = mesh.load_embedding(&matrix, DType::F32).err();
+    for (what, error) in
+        [("load_column_parallel", columns), ("load_row_parallel", rows), ("load_embedding", table)]
+    {
         let Some(MeshError::DoesNotFit(message)) = error else {
             panic!("{what} must refuse {odd} over {num_chips} chips, got {error:?}");
         };
@@ -66,7 +74,7 @@ pub fn failing_sources_are_reported<M: Mesh>(mesh: &mut M) {
     for error in [
         mesh.load_column_parallel(&[&Unreadable], DType::Bfp8).err(),
         mesh.load_row_parallel(&Unreadable, DType::Bfp8).err(),
-        mesh.load_replicated(&Unreadable, DType::Bf16).err(),
+        mesh.load_embedding(&Unreadable, DType::Bf16).err(),
     ] {
         assert!(
             matches!(&error, Some(MeshError::Source { name, .. }) if name == "unreadable"),

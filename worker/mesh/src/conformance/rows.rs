@@ -21,11 +21,31 @@ pub fn embed_looks_rows_up<M: Mesh>(mesh: &mut M, strength: Strength) {
         .map(f64::from)
         .collect();
     for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::Bf16, 0.004), (DType::Bfp8, 0.008)] {
-        let table = mesh.load_replicated(&table, dtype).expect("the table fits");
+        let table = mesh.load_embedding(&table, dtype).expect("the table fits");
         let x = mesh.embed(&table, &row_batch(ids.clone())).expect("embed works");
-        let got = read_replicated(mesh, &x, WIDTH);
+        let got = read_sharded(mesh, x);
         let tolerance = f64::max(tolerance, strength.tolerance);
         assert_close(&format!("embed in {dtype}"), &got, &want, tolerance);
+    }
+}
+
+/// `all_gather` puts the chips' slices side by side, in rank order, and changes
+/// no bit of them: gathering what was cut gives the same as not cutting.
+///
+/// # Panics
+/// When the law is broken.
+pub fn all_gather_undoes_the_cut<M: Mesh>(mesh: &mut M, _strength: Strength) {
+    let values = noise(25, 40 * WIDTH);
+    let table = DenseMatrix::new("table", WIDTH, values);
+    let table = mesh.load_embedding(&table, DType::Bf16).expect("the table fits");
+    for ids in [vec![39], (0..40).collect()] {
+        let batch = row_batch(ids);
+        let x = mesh.embed(&table, &batch).expect("embed works");
+        let want = read_sharded(mesh, x);
+        let x = mesh.embed(&table, &batch).expect("embed works");
+        let gathered = mesh.all_gather(x).expect("all_gather works");
+        let got = read_replicated(mesh, &gathered, WIDTH);
+        assert_eq!(got, want, "all_gather of {} rows", batch.num_tokens());
     }
 }
 
@@ -38,8 +58,7 @@ pub fn rms_norm_matches_its_formula<M: Mesh>(mesh: &mut M, strength: Strength) {
     let eps = 1e-5f32;
     let gain = noise(21, WIDTH);
     let loaded = DenseMatrix::new("gain", WIDTH, gain.clone());
-    // A gain stays in f32 whatever is asked for.
-    let loaded = mesh.load_replicated(&loaded, DType::Bfp8).expect("the gain fits");
+    let loaded = mesh.load_gain(&loaded).expect("the gain fits");
     for (row, scale) in [1.0, 1e-3, 300.0, 0.0].into_iter().enumerate() {
         for num_rows in [1, 5] {
             let x: Vec<f32> = noise(22 + row as u64, num_rows * WIDTH)
