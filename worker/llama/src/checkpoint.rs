@@ -5,6 +5,7 @@
 //! the model is present in its right shape and that nothing else is, so that
 //! what can be wrong with a file is known before anything is loaded.
 
+mod consolidated;
 mod dequant;
 mod error;
 mod family;
@@ -24,8 +25,10 @@ use std::path::Path;
 
 use mesh::Matrix;
 
+pub(crate) use consolidated::Consolidated;
 pub use error::CheckpointError;
 pub use family::NameCheck;
+pub(crate) use meta_files::{chunk_layers, chunk_name};
 pub use storage::TensorMatrix;
 pub(crate) use weight_file::WeightFile;
 

@@ -17,6 +17,7 @@ mod model;
 mod names;
 mod policy;
 pub mod pth;
+pub mod repack;
 mod rope;
 mod runner;
 mod shard;

@@ -1,8 +1,10 @@
 //! Small random models, written as real checkpoints: for tests here and in
 //! crates that serve a model (feature `testing`).
 //!
-//! One set of weights can be written as a Hugging Face directory and as a GGUF
-//! file; both must load to the same values.
+//! One set of weights can be written as a Hugging Face directory, as a GGUF
+//! file, and as a Meta directory; all must load to the same values.
+
+mod meta;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -48,7 +48,7 @@ pub(super) fn compute(
 }
 
 /// Offset and length of what is read of a tensor; first and last bytes are.
-fn samples(num_bytes: u64) -> Vec<(u64, u64)> {
+pub(super) fn samples(num_bytes: u64) -> Vec<(u64, u64)> {
     if num_bytes <= SAMPLES * SAMPLE_BYTES {
         return vec![(0, num_bytes)];
     }

@@ -18,6 +18,7 @@ use crate::config::meta::{Params, Stored};
 use crate::names::{LayerWeight, MetaSplit, WeightName};
 use crate::pth::{PthDtype, PthFile, PthTensor};
 
+const PARAMS: &str = "params.json";
 /// Before every text weight of a vision model.
 const TEXT_PREFIX: &str = "text_model.";
 /// Parts of a vision model that text alone does not need.
@@ -28,26 +29,56 @@ const ROPE_FREQS: &str = "rope.freqs";
 
 /// Reads the configuration and finds every weight of the text model.
 pub(super) fn open(directory: &Path) -> Result<(LlamaConfig, TensorStore), CheckpointError> {
-    let params_path = directory.join("params.json");
-    let config_error = |source| CheckpointError::Config { path: params_path.clone(), source };
-    let params =
-        Params::parse(&read_small(&params_path, MAX_CONFIG_BYTES)?).map_err(config_error)?;
-    let files = MetaFiles::find(directory)?;
+    let params = params(directory)?;
+    open_files(directory, &params, &MetaFiles::find(directory)?)
+}
+
+/// As [`open`], for repacking: chunks that were made before are not looked at.
+pub(super) fn open_consolidated(
+    directory: &Path,
+) -> Result<(LlamaConfig, TensorStore), CheckpointError> {
+    if !directory.join(PARAMS).is_file() {
+        let message = "it has no params.json, which Meta's directories have beside \
+                       consolidated.00.pth";
+        return Err(CheckpointError::unrecognised(directory, message));
+    }
+    let params = params(directory)?;
+    if params.has_vision() {
+        let message = "is of a model that sees images: its weights are not repacked, \
+                       they are loaded as they are";
+        return Err(CheckpointError::malformed(&directory.join(PARAMS), message));
+    }
+    open_files(directory, &params, &MetaFiles::find_consolidated(directory)?)
+}
+
+fn params(directory: &Path) -> Result<Params, CheckpointError> {
+    let path = directory.join(PARAMS);
+    Params::parse(&read_small(&path, MAX_CONFIG_BYTES)?)
+        .map_err(|source| CheckpointError::Config { path, source })
+}
+
+fn open_files(
+    directory: &Path,
+    params: &Params,
+    files: &MetaFiles,
+) -> Result<(LlamaConfig, TensorStore), CheckpointError> {
     let mut source = Source::default();
-    match &files {
+    match files {
         MetaFiles::Shards(paths) => {
             for path in paths {
-                source.add(path, &params)?;
+                source.add(path, params)?;
             }
         }
         MetaFiles::Chunks(chunks) => {
             for chunk in chunks {
-                source.add(&chunk.path, &params)?;
+                source.add(&chunk.path, params)?;
             }
         }
     }
-    let config = params.config(source.stored(&files)).map_err(config_error)?;
-    let tensors = match &files {
+    let config = params
+        .config(source.stored(files))
+        .map_err(|source| CheckpointError::Config { path: directory.join(PARAMS), source })?;
+    let tensors = match files {
         MetaFiles::Shards(_) => source.join_shards(directory, &config)?,
         MetaFiles::Chunks(chunks) => {
             meta_files::check_chunks(directory, chunks, config.num_hidden_layers)?;

@@ -39,47 +39,90 @@ enum Kind {
 impl MetaFiles {
     /// Lists the directory. Chunks go over shards, from which they were made.
     pub(super) fn find(directory: &Path) -> Result<Self, CheckpointError> {
+        let mut listed = Listed::read(directory)?;
+        if listed.chunks.is_empty() {
+            return listed.consolidated(directory);
+        }
+        listed.chunks.sort_by_key(|chunk| (chunk.first, chunk.last));
+        Ok(Self::Chunks(listed.chunks))
+    }
+
+    /// Lists the directory, without chunks.
+    pub(super) fn find_consolidated(directory: &Path) -> Result<Self, CheckpointError> {
+        Listed::read(directory)?.consolidated(directory)
+    }
+}
+
+/// The weight files of a directory, in no order.
+#[derive(Debug, Default)]
+struct Listed {
+    single: Option<PathBuf>,
+    shards: Vec<(usize, PathBuf)>,
+    chunks: Vec<Chunk>,
+}
+
+impl Listed {
+    fn read(directory: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: directory.to_owned(), source };
-        let (mut single, mut shards, mut chunks) = (None, Vec::new(), Vec::new());
+        let mut listed = Self::default();
         for entry in std::fs::read_dir(directory).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
             let path = directory.join(&name);
             match name.to_str().and_then(kind) {
-                Some(Kind::Single) => single = Some(path),
-                Some(Kind::Shard(n)) => shards.push((n, path)),
-                Some(Kind::Chunk(first, last)) => chunks.push(Chunk { first, last, path }),
+                Some(Kind::Single) => listed.single = Some(path),
+                Some(Kind::Shard(n)) => listed.shards.push((n, path)),
+                Some(Kind::Chunk(first, last)) => listed.chunks.push(Chunk { first, last, path }),
                 None => {}
             }
         }
-        if shards.len().max(chunks.len()) > MAX_FILES {
+        if listed.shards.len().max(listed.chunks.len()) > MAX_FILES {
             let message = format!("has more than {MAX_FILES} weight files");
             return Err(CheckpointError::malformed(directory, message));
         }
-        if !chunks.is_empty() {
-            chunks.sort_by_key(|chunk| (chunk.first, chunk.last));
-            return Ok(Self::Chunks(chunks));
-        }
-        shards.sort();
-        let message = match (single, shards.is_empty()) {
-            (Some(single), true) => return Ok(Self::Shards(vec![single])),
+        Ok(listed)
+    }
+
+    fn consolidated(mut self, directory: &Path) -> Result<MetaFiles, CheckpointError> {
+        self.shards.sort();
+        let message = match (self.single, self.shards.is_empty()) {
+            (Some(single), true) => return Ok(MetaFiles::Shards(vec![single])),
             (Some(_), false) => "holds consolidated.pth beside numbered consolidated files: \
                                  remove those that are not of this model"
                 .to_owned(),
+            (None, true) if !self.chunks.is_empty() => {
+                "holds layers_*.pth, but no consolidated.*.pth from which they were made".to_owned()
+            }
             (None, true) => "holds params.json, but no weights: consolidated.00.pth (and the \
                              other shards), consolidated.pth or layers_*.pth is missing"
                 .to_owned(),
-            (None, false) => match shards.iter().enumerate().find(|(n, shard)| *n != shard.0) {
-                None => {
-                    return Ok(Self::Shards(shards.into_iter().map(|(_, path)| path).collect()));
+            (None, false) => {
+                match self.shards.iter().enumerate().find(|(n, shard)| *n != shard.0) {
+                    None => {
+                        let paths = self.shards.into_iter().map(|(_, path)| path).collect();
+                        return Ok(MetaFiles::Shards(paths));
+                    }
+                    Some((n, (other, _))) if *other < n => {
+                        format!("holds shard {other} under two names")
+                    }
+                    Some((n, _)) => format!("{} is missing", shard_name(n)),
                 }
-                Some((n, (other, _))) if *other < n => {
-                    format!("holds shard {other} under two names")
-                }
-                Some((n, _)) => format!("{} is missing", shard_name(n)),
-            },
+            }
         };
         Err(CheckpointError::malformed(directory, message))
     }
+}
+
+/// First and last layer of a chunk file of this name.
+pub(crate) fn chunk_layers(name: &str) -> Option<(usize, usize)> {
+    match kind(name)? {
+        Kind::Chunk(first, last) => Some((first, last)),
+        _ => None,
+    }
+}
+
+/// The name of the chunk file with these layers.
+pub(crate) fn chunk_name(first: usize, last: usize) -> String {
+    format!("layers_{first}-{last}.pth")
 }
 
 /// The name of a shard's file.

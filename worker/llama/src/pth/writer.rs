@@ -36,7 +36,6 @@ const MAX_NAME_BYTES: usize = 4096;
 pub struct PthWriter {
     top: String,
     tensors: Vec<Declared>,
-    notes: Vec<(String, Vec<u8>)>,
 }
 
 /// Writes the bytes, so many, of the tensor of this name.
@@ -116,7 +115,7 @@ impl PthWriter {
             return Err(PthWriteError::Name { name: top.to_owned(), what: "top directory" });
         }
         check_name(top, "top directory")?;
-        Ok(Self { top: top.to_owned(), tensors: Vec::new(), notes: Vec::new() })
+        Ok(Self { top: top.to_owned(), tensors: Vec::new() })
     }
 
     /// Declares the next tensor. An empty `shape` is a single value.
@@ -155,19 +154,6 @@ impl PthWriter {
             Value::Tensor { .. } => index,
         };
         self.declare(name, Value::Alias(index))
-    }
-
-    /// Adds a record `.llama-mesh/{name}`, which PyTorch does not look at.
-    ///
-    /// # Errors
-    /// [`PthWriteError::Name`] when `name` is no name of a file.
-    pub fn note(&mut self, name: &str, content: &[u8]) -> Result<(), PthWriteError> {
-        if name.contains('/') {
-            return Err(PthWriteError::Name { name: name.to_owned(), what: "note" });
-        }
-        check_name(name, "note")?;
-        self.notes.push((format!(".llama-mesh/{name}"), content.to_owned()));
-        Ok(())
     }
 
     /// Bytes of the whole file, exactly.
@@ -246,11 +232,7 @@ impl PthWriter {
             fill(archive, name, num_bytes)?;
             archive.end()?;
         }
-        archive.record("version", b"3\n")?;
-        for (name, content) in &self.notes {
-            archive.record(name, content)?;
-        }
-        Ok(())
+        archive.record("version", b"3\n").map_err(E::from)
     }
 
     fn declare(&mut self, name: &str, value: Value) -> Result<(), PthWriteError> {
