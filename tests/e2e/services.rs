@@ -5,6 +5,8 @@
 mod bad_files;
 #[path = "services/bad_input.rs"]
 mod bad_input;
+#[path = "services/demo.rs"]
+mod demo;
 #[path = "services/hugging_face.rs"]
 mod hugging_face;
 #[path = "services/launcher.rs"]
