@@ -1,17 +1,17 @@
 //! Text to token ids and back, with the ids that the model was trained on.
 //!
-//! Byte-level byte-pair encoding: text is cut into pieces (`split`), and the
-//! `tokenizers` crate merges within each piece. The crate's own cutting is used
-//! only for patterns that `split` does not know, because it backtracks.
+//! Byte-level byte-pair encoding: text is cut into pieces (`split`), and the bytes
+//! of each piece are merged into tokens (`merge`). Both take time linear in the
+//! text. The `tokenizers` crate is used only for patterns that `split` does not
+//! know, because it backtracks; in tests it is what ids are compared with.
 //!
 //! Control tokens (`<|eot_id|>` and the like) are set by a chat template and by
 //! nothing else: [`Tokenizer::encode_text`] never yields one, and
 //! [`Tokenizer::encode_prompt`] takes one only where no byte of it came from a
 //! user. They are not even in the vocabulary that merging works with.
 //!
-//! Where the parts come from: `gguf` (GGUF metadata) and `hugging_face` (a
-//! directory with `tokenizer.json`). Meta's `tokenizer.model` belongs beside
-//! them, as a third way to make `Parts`.
+//! Where the parts come from: `gguf` (GGUF metadata), `hugging_face` (a directory
+//! with `tokenizer.json`) and `meta` (a directory with `tokenizer.model`).
 
 mod byte_level;
 #[cfg(test)]
@@ -19,18 +19,22 @@ pub(crate) mod fixture;
 mod gguf;
 mod hugging_face;
 mod literals;
+mod merge;
+mod meta;
+mod slices;
 mod split;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
 
 use literals::Literals;
+use merge::{Merger, Scratch};
 use split::Splitter;
 use std::ops::Range;
 use std::path::PathBuf;
-use tokenizers::Model;
-use tokenizers::models::bpe::{BPE, Vocab};
 use vocabulary::{Token, TokenKind, Vocabulary};
+
+pub use meta::{MetaTokenizerError, MetaTokenizerProblem};
 
 pub(super) use hugging_face::{optional_json, read_bounded, token_text as special_text};
 
@@ -68,25 +72,35 @@ struct Ends {
 struct Parts {
     /// By id.
     tokens: Vec<Token>,
-    /// Pairs in the byte alphabet, in the order of their rank.
-    merges: Vec<(String, String)>,
+    merges: Merges,
     cutting: Cutting,
     /// A piece that is a token is that token, even if merging would not get there.
     ignore_merges: bool,
     ends: Ends,
 }
 
+/// Which tokens merge.
+#[derive(Debug)]
+enum Merges {
+    /// These pairs in the byte alphabet, in the order of their rank.
+    Listed(Vec<(String, String)>),
+    /// Every two tokens that together are a third one, at the rank of its id.
+    ByRank,
+}
+
 /// How text is cut into pieces.
 #[derive(Debug)]
 enum Cutting {
     Known(Splitter),
+    /// As `Known`, after cutting long texts and runs as Meta does (`slices`).
+    Meta(Splitter),
     /// A pattern only the crate can run, with the whole tokenizer it came in.
     Crate(Box<tokenizers::Tokenizer>),
 }
 
 #[derive(Debug)]
 enum Encoder {
-    Known { splitter: Splitter, bpe: Box<BPE> },
+    Known { splitter: Splitter, merger: Box<Merger>, is_meta: bool },
     Crate(Box<tokenizers::Tokenizer>),
 }
 
@@ -124,6 +138,9 @@ pub enum TokenizerError {
     /// The GGUF metadata is damaged or lacks something.
     #[error("the tokenizer's GGUF metadata cannot be used")]
     Gguf(#[from] ::gguf::GgufError),
+    /// Meta's `tokenizer.model` is damaged.
+    #[error(transparent)]
+    Meta(#[from] MetaTokenizerError),
     /// A kind of tokenizer that is not supported.
     #[error("{what} {found:?} is not supported, supported are: {supported}")]
     Unsupported {
@@ -158,12 +175,20 @@ impl Tokenizer {
     /// No token is added at either end.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`] if the model's own pattern fails on the text;
-    /// it cannot for Llama 3's, SmolLM's and GPT-2's.
+    /// [`TokenizerError::Encode`] if the model's own pattern fails on the text,
+    /// which Llama 3's, SmolLM's and GPT-2's cannot, or for 4 GiB of text.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::with_capacity(text.len() / 4);
-        self.encode_run(text, &mut ids)?;
+        self.encode_into(text, &mut ids)?;
         Ok(ids)
+    }
+
+    /// As [`Tokenizer::encode_text`], after the ids that are there already.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_text`].
+    pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        self.encode_run(text, ids)
     }
 
     /// Encodes a rendered chat: control tokens are taken where they lie wholly
@@ -286,11 +311,14 @@ impl Tokenizer {
         };
         let (control, user_defined) =
             (of_kind(TokenKind::Control), of_kind(TokenKind::UserDefined));
+        let merger = || Merger::new(&tokens, &vocabulary, &merges, ignore_merges).map(Box::new);
         let encoder = match cutting {
             Cutting::Crate(tokenizer) => Encoder::Crate(tokenizer),
             Cutting::Known(splitter) => {
-                let bpe = Box::new(bpe(tokens, merges, ignore_merges)?);
-                Encoder::Known { splitter, bpe }
+                Encoder::Known { splitter, merger: merger()?, is_meta: false }
+            }
+            Cutting::Meta(splitter) => {
+                Encoder::Known { splitter, merger: merger()?, is_meta: true }
             }
         };
         Ok(Self { encoder, vocabulary, control, user_defined, ends })
@@ -298,17 +326,32 @@ impl Tokenizer {
 
     /// Encodes a run of plain text, in which only user-defined tokens are literal.
     fn encode_run(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let (splitter, bpe) = match &self.encoder {
-            Encoder::Known { splitter, bpe } => (*splitter, bpe),
+        let (splitter, merger, is_meta) = match &self.encoder {
+            Encoder::Known { splitter, merger, is_meta } => (*splitter, merger, *is_meta),
             Encoder::Crate(tokenizer) => return self.encode_by_crate(tokenizer, text, ids),
         };
+        if u32::try_from(text.len()).is_err() {
+            let bytes = text.len();
+            return Err(TokenizerError::Encode(format!("it has {bytes} bytes, 2^32 are too many")));
+        }
+        let mut scratch = Scratch::default();
+        let mut encode = |text: &str, ids: &mut Vec<u32>| {
+            splitter.split(text, |piece| {
+                merger.encode(piece.as_bytes(), &self.vocabulary, &mut scratch, ids);
+            });
+        };
+        if is_meta {
+            slices::cut(text, |slice| encode(slice, ids));
+            return Ok(());
+        }
         let mut at = 0;
         while let Some((found, id)) = self.user_defined.find(text, at, |_| true) {
-            encode_pieces(splitter, bpe, &text[at..found.start], ids)?;
+            encode(&text[at..found.start], ids);
             ids.push(id);
             at = found.end;
         }
-        encode_pieces(splitter, bpe, &text[at..], ids)
+        encode(&text[at..], ids);
+        Ok(())
     }
 
     fn encode_by_crate(
@@ -327,44 +370,4 @@ impl Tokenizer {
         ids.extend_from_slice(new);
         Ok(())
     }
-}
-
-fn encode_pieces(
-    splitter: Splitter,
-    bpe: &BPE,
-    text: &str,
-    ids: &mut Vec<u32>,
-) -> Result<(), TokenizerError> {
-    let mut result = Ok(());
-    let mut encoded = String::new();
-    splitter.split(text, |piece| {
-        encoded.clear();
-        byte_level::push_encoded(piece.as_bytes(), &mut encoded);
-        match bpe.tokenize(&encoded) {
-            Ok(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
-            Err(error) => result = Err(TokenizerError::Encode(error.to_string())),
-        }
-    });
-    result
-}
-
-/// The merging half of the tokenizer, which knows no control tokens.
-fn bpe(
-    tokens: Vec<Token>,
-    merges: Vec<(String, String)>,
-    ignore_merges: bool,
-) -> Result<BPE, TokenizerError> {
-    let mut vocab = Vocab::default();
-    for (id, token) in (0u32..).zip(tokens) {
-        if token.kind != TokenKind::Normal {
-            continue;
-        }
-        if let Some(other) = vocab.insert(token.text, id) {
-            return Err(TokenizerError::Inconsistent(format!(
-                "tokens {other} and {id} have the same text"
-            )));
-        }
-    }
-    let builder = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(ignore_merges);
-    builder.build().map_err(|error| TokenizerError::Inconsistent(error.to_string()))
 }

@@ -45,6 +45,11 @@ pub(super) fn decoded(token: &str) -> Vec<u8> {
     decoded.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
+/// Whether the text is written in the alphabet.
+pub(super) fn is_encoded(text: &str) -> bool {
+    text.chars().all(|char| ALPHABET.bytes.get(char as usize).copied().flatten().is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +62,7 @@ mod tests {
         assert_eq!(text.chars().count(), 256);
         assert!(text.chars().all(|char| !char.is_whitespace() && !char.is_control()));
         assert_eq!(decoded(&text), all);
+        assert!(is_encoded(&text));
     }
 
     #[test]
@@ -65,5 +71,6 @@ mod tests {
         push_encoded("a \n é".as_bytes(), &mut text);
         assert_eq!(text, "aĠĊĠÃ©");
         assert_eq!(decoded("日本"), "日本".as_bytes());
+        assert!(!is_encoded("a日") && !is_encoded(" "));
     }
 }

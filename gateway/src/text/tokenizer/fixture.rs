@@ -1,7 +1,9 @@
 //! A tiny byte-level tokenizer for tests, and the files it would come in.
 
 use super::split::Splitter;
-use super::{Cutting, Ends, Parts, Token, TokenKind, Tokenizer, byte_level};
+use super::{Cutting, Ends, Merges, Parts, Token, TokenKind, Tokenizer, byte_level};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
@@ -34,7 +36,7 @@ pub(crate) fn tokenizer() -> Tokenizer {
     let control = 256 + MERGES.len() as u32;
     Tokenizer::from_parts(Parts {
         tokens: tokens(),
-        merges,
+        merges: Merges::Listed(merges),
         cutting: Cutting::Known(Splitter::SmolLm),
         ignore_merges: false,
         ends: Ends { bos: Some(control), adds_bos: false, eos: vec![control, control + 2] },
@@ -117,4 +119,18 @@ pub(crate) fn tokenizer_json() -> serde_json::Value {
             "ignore_merges": false, "vocab": vocab, "merges": MERGES.map(|(a, b)| [a, b]),
         },
     })
+}
+
+/// Tokens of the Meta fixture after the 256 bytes.
+pub(crate) const META_TOKENS: [&str; 14] = [
+    "he", "ll", "hell", "hello", " t", " the", "th", "aa", "aaaa", "\n\n", "er", "user", "é",
+    "日本",
+];
+
+/// A `tokenizer.model`.
+pub(crate) fn meta_model() -> String {
+    let bytes = (0..=255u8).map(|byte| vec![byte]);
+    let tokens = bytes.chain(META_TOKENS.iter().map(|text| text.as_bytes().to_vec()));
+    let line = |(rank, token)| format!("{} {rank}\n", BASE64_STANDARD.encode(token));
+    (0..).zip(tokens).map(|(rank, token): (u32, Vec<u8>)| line((rank, token))).collect()
 }

@@ -1,7 +1,7 @@
 //! A tokenizer from the metadata of a GGUF file.
 
 use super::split::Splitter;
-use super::{Cutting, Ends, Parts, Token, TokenKind, Tokenizer, TokenizerError};
+use super::{Cutting, Ends, Merges, Parts, Token, TokenKind, Tokenizer, TokenizerError};
 use gguf::{GgufError, Metadata};
 
 /// Names by which a control token ends a turn, for files that do not say so by id.
@@ -30,7 +30,7 @@ impl Tokenizer {
         let ends = ends(metadata, &tokens, adds_bos)?;
         Self::from_parts(Parts {
             tokens,
-            merges: merges(metadata)?,
+            merges: Merges::Listed(merges(metadata)?),
             cutting: Cutting::Known(splitter),
             ignore_merges: is_llama3,
             ends,

@@ -2,7 +2,7 @@
 //! `tokenizer_config.json` and `generation_config.json` add to it.
 
 use super::split::Splitter;
-use super::{Cutting, Ends, Parts, Token, TokenKind, Tokenizer, TokenizerError};
+use super::{Cutting, Ends, Merges, Parts, Token, TokenKind, Tokenizer, TokenizerError};
 use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
@@ -44,7 +44,7 @@ impl Tokenizer {
         };
         Self::from_parts(Parts {
             tokens,
-            merges: merges(model)?,
+            merges: Merges::Listed(merges(model)?),
             cutting,
             ignore_merges: model["ignore_merges"].as_bool().unwrap_or(false),
             ends,
