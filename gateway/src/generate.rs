@@ -25,8 +25,8 @@ use crate::request::{PromptInput, RequestLimits, ValidRequest};
 use crate::scheduler::Scheduler;
 use crate::scheduler::sequence::SequenceSpec;
 use crate::scheduler::state::SchedulerConfig;
-use crate::text::TextModel;
 use crate::text::tokenizer::SpecialTokens;
+use crate::text::{ChatFormat, TextModel};
 use crate::text_stream::{Account, Answer, AnswerSpec, Opening, TextStream};
 use crate::worker_pool::roster::{Roster, WorkerState};
 use crate::worker_pool::{self, Expected, PoolConfig};
@@ -272,12 +272,12 @@ impl Spine {
         let ready = |state| matches!(state, WorkerState::Ready);
         let workers = self.inner.roster.entries();
         let num_workers = workers.iter().filter(|worker| ready(worker.state)).count() as u32;
-        let template = self.inner.text.chat_template.as_ref();
+        let format = self.inner.text.chat_format.as_ref();
         let model = |id: &String| ModelInfo {
             id: id.clone(),
             max_model_len: self.max_model_len(),
             num_workers,
-            chat_template: template.map_or("none", |template| template.source()).to_owned(),
+            chat_template: format.map_or("none", ChatFormat::source).to_owned(),
             created_unix_s: self.inner.created_unix_s,
         };
         self.inner.limits.models.iter().map(model).collect()

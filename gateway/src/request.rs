@@ -101,14 +101,34 @@ impl fmt::Debug for PromptInput {
 }
 
 /// One message of a conversation.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// `system`, `developer`, `user`, `assistant` or `tool`.
+    /// `system`, `developer`, `user`, `assistant` or `tool` (or `ipython`, what
+    /// Llama calls it).
     pub role: String,
     /// Text only.
     pub content: String,
     /// Name of the speaker, if given.
     pub name: Option<String>,
+    /// What an assistant's message called.
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a tool, as it came.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// The caller's name for the call.
+    pub id: Option<String>,
+    /// The tool.
+    pub name: String,
+    /// A JSON object.
+    pub arguments: String,
+}
+
+impl fmt::Debug for ToolCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ToolCall({} bytes)", self.name.len() + self.arguments.len())
+    }
 }
 
 impl fmt::Debug for ChatMessage {

@@ -6,15 +6,18 @@
 
 pub mod chat_template;
 pub mod detokenizer;
+pub mod meta_format;
+mod python_json;
 pub mod stop;
 pub mod tokenizer;
 
 #[cfg(test)]
 mod tests;
 
-use chat_template::{ChatMessage, ChatTemplate, LLAMA3_TEMPLATE, TemplateError, TemplateTokens};
+use chat_template::{ChatMessage, ChatTemplate, TemplateError, TemplateTokens, Tool};
 use common::model::{ModelError, ModelFiles};
 use gguf::Gguf;
+use meta_format::MetaChatFormat;
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,11 +28,31 @@ use tokenizer::{Tokenizer, TokenizerError};
 pub struct TextModel {
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
-    /// Conversations to text; a base model has none.
-    pub chat_template: Option<ChatTemplate>,
+    /// Conversations to ids; a model without one only completes.
+    pub chat_format: Option<ChatFormat>,
     /// [`ModelFiles::tokenizer_fingerprint`]: a worker with another one means
     /// other words by its ids.
     pub fingerprint: String,
+}
+
+/// How a model reads conversations.
+#[derive(Debug)]
+pub enum ChatFormat {
+    /// By the template that came with the model.
+    Template(ChatTemplate),
+    /// By Llama 3's own format, for models of that family without a template.
+    Meta(MetaChatFormat),
+}
+
+impl ChatFormat {
+    /// Which one it is, and where it came from, for people.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        match self {
+            Self::Template(template) => template.source(),
+            Self::Meta(_) => "Meta's chat format",
+        }
+    }
 }
 
 /// Why a model's text files cannot be used, or a prompt cannot be made.
@@ -47,25 +70,44 @@ pub enum TextError {
     /// The model has no chat template.
     #[error("the model has no chat template, only plain completion")]
     NoTemplate,
+    /// Meta's format says nothing of tools.
+    #[error(
+        "Meta's chat format has no place for tools: describe them in the system message, in the words that the model was trained on"
+    )]
+    NoPlaceForTools,
 }
 
 impl TextModel {
     /// Reads what of a model's files concerns text.
     ///
     /// # Errors
-    /// [`TextError`] names the file and what is wrong with it. Meta's
-    /// `tokenizer.model` is refused as not supported.
+    /// [`TextError`] names the file and what is wrong with it.
     pub fn load(files: &ModelFiles) -> Result<Self, TextError> {
         match files {
             ModelFiles::Gguf(path) => Self::from_gguf(path),
             ModelFiles::HuggingFace(dir) => Self::from_hugging_face(dir),
-            ModelFiles::Meta(dir) => Err(TokenizerError::Unsupported {
-                what: "the tokenizer of a Meta checkpoint",
-                found: dir.join("tokenizer.model").display().to_string(),
-                supported: "a GGUF file, a Hugging Face directory",
-            }
-            .into()),
+            ModelFiles::Meta(dir) => Self::from_meta(dir),
         }
+    }
+
+    /// Reads a directory as Meta ships it: `tokenizer.model`. It has no template;
+    /// conversations are read by Meta's own format, of base models too.
+    ///
+    /// # Errors
+    /// [`TextError`] names the file, the line and what is wrong with it.
+    pub fn from_meta(dir: &Path) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::from_meta(dir)?;
+        let fingerprint = ModelFiles::Meta(dir.to_owned()).tokenizer_fingerprint()?;
+        Ok(Self::new(tokenizer, None, fingerprint))
+    }
+
+    /// With Meta's format in place of a template, if the model's tokens have it.
+    fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, fingerprint: String) -> Self {
+        let chat_format = match template {
+            Some(template) => Some(ChatFormat::Template(template)),
+            None => MetaChatFormat::new(&tokenizer).map(ChatFormat::Meta),
+        };
+        Self { tokenizer: Arc::new(tokenizer), chat_format, fingerprint }
     }
 
     /// Reads the metadata of a GGUF file.
@@ -87,12 +129,9 @@ impl TextModel {
         };
         let template =
             metadata.optional_str("tokenizer.chat_template").map_err(TokenizerError::from)?;
-        let chat_template = match template {
-            Some(template) => Some(ChatTemplate::new(template, "gguf metadata", tokens)?),
-            None => built_in(&tokenizer, tokens)?,
-        };
+        let template = template.map(|text| ChatTemplate::new(text, "gguf metadata", tokens));
         let fingerprint = ModelFiles::Gguf(path.to_owned()).tokenizer_fingerprint()?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), chat_template, fingerprint })
+        Ok(Self::new(tokenizer, template.transpose()?, fingerprint))
     }
 
     /// Reads a Hugging Face directory: `tokenizer.json`, and if they are there
@@ -109,26 +148,32 @@ impl TextModel {
             eos: text_of("eos_token"),
             control: tokenizer.control_tokens(),
         };
-        let chat_template = match hugging_face_template(dir, &config)? {
-            Some((template, source)) => Some(ChatTemplate::new(&template, source, tokens)?),
-            None => built_in(&tokenizer, tokens)?,
-        };
+        let template = hugging_face_template(dir, &config)?
+            .map(|(template, source)| ChatTemplate::new(&template, source, tokens));
         let fingerprint = ModelFiles::HuggingFace(dir.to_owned()).tokenizer_fingerprint()?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), chat_template, fingerprint })
+        Ok(Self::new(tokenizer, template.transpose()?, fingerprint))
     }
 
-    /// The ids of a conversation, ready for the assistant's turn if
-    /// `add_generation_prompt`. Control tokens come from the template alone.
+    /// The ids of a conversation about these tools, ready for the assistant's
+    /// turn if `add_generation_prompt`. Control tokens come from the format alone.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`], or what the template says of the messages.
+    /// [`TextError::NoTemplate`], [`TextError::NoPlaceForTools`], or what the
+    /// format says of the messages.
     pub fn encode_chat(
         &self,
         messages: &[ChatMessage],
+        tools: &[Tool],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, TextError> {
-        let template = self.chat_template.as_ref().ok_or(TextError::NoTemplate)?;
-        let rendered = template.render(messages, add_generation_prompt)?;
+        let template = match self.chat_format.as_ref().ok_or(TextError::NoTemplate)? {
+            ChatFormat::Template(template) => template,
+            ChatFormat::Meta(_) if !tools.is_empty() => return Err(TextError::NoPlaceForTools),
+            ChatFormat::Meta(format) => {
+                return format.encode(&self.tokenizer, messages, add_generation_prompt);
+            }
+        };
+        let rendered = template.render(messages, tools, add_generation_prompt)?;
         Ok(self.tokenizer.encode_prompt(&rendered.text, &rendered.content)?)
     }
 
@@ -143,19 +188,6 @@ impl TextModel {
         ids.extend(self.tokenizer.encode_text(text)?);
         Ok(ids)
     }
-}
-
-/// Llama 3's own format if the model has its control tokens.
-fn built_in(
-    tokenizer: &Tokenizer,
-    mut tokens: TemplateTokens,
-) -> Result<Option<ChatTemplate>, TextError> {
-    let needed = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"];
-    if !needed.iter().all(|name| tokenizer.special_id(name).is_some()) {
-        return Ok(None);
-    }
-    tokens.bos = "<|begin_of_text|>".to_owned();
-    Ok(Some(ChatTemplate::new(LLAMA3_TEMPLATE, "built in for Llama 3", tokens)?))
 }
 
 /// The template of a directory and where in it: a file of its own, or one in

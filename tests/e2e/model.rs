@@ -3,6 +3,8 @@
 
 #[path = "model/engine.rs"]
 mod engine;
+#[path = "model/meta_tokenizer.rs"]
+mod meta_tokenizer;
 #[path = "model/oracle.rs"]
 mod oracle;
 #[path = "model/run.rs"]

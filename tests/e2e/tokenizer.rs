@@ -1,10 +1,10 @@
 //! The packaged model's tokenizer and chat template against golden ids, on which
 //! llama.cpp and Hugging Face's tokenizers agree (`golden/make_tokenizer.py`).
 
-use gateway::text::TextModel;
 use gateway::text::chat_template::ChatMessage;
 use gateway::text::detokenizer::IncrementalDetokenizer;
 use gateway::text::tokenizer::SpecialTokens;
+use gateway::text::{ChatFormat, TextModel};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -62,12 +62,15 @@ fn chats_are_rendered_and_encoded_as_by_transformers() {
         let message = |message: &Message| ChatMessage {
             role: message.role.clone(),
             content: message.content.clone(),
+            tool_calls: Vec::new(),
         };
         let messages: Vec<_> = chat.messages.iter().map(message).collect();
-        let template = model.chat_template.as_ref().expect("the packaged model chats");
-        let rendered = template.render(&messages, chat.add_generation_prompt).unwrap();
+        let Some(ChatFormat::Template(template)) = &model.chat_format else {
+            panic!("the packaged model has a template");
+        };
+        let rendered = template.render(&messages, &[], chat.add_generation_prompt).unwrap();
         assert_eq!(rendered.text, chat.text);
-        let ids = model.encode_chat(&messages, chat.add_generation_prompt).unwrap();
+        let ids = model.encode_chat(&messages, &[], chat.add_generation_prompt).unwrap();
         assert_eq!(ids, chat.ids, "{:?}", chat.text);
     }
 }

@@ -149,7 +149,12 @@ fn chat_body() -> Value {
 }
 
 fn chat_message() -> v1::ChatRequest {
-    let message = v1::ChatMessage { role: "user".into(), content: "hello".into(), name: None };
+    let message = v1::ChatMessage {
+        role: "user".into(),
+        content: "hello".into(),
+        name: None,
+        tool_calls: Vec::new(),
+    };
     let options = v1::Options { max_tokens: Some(4), ..Default::default() };
     v1::ChatRequest { model: "tiny".into(), messages: vec![message], options: Some(options) }
 }

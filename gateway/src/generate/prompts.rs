@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::Spine;
 use crate::error::GatewayError;
-use crate::request::{ChatMessage, PromptInput, ValidPrompt, check_prompt, check_prompt_ids};
-use crate::text::chat_template::ChatMessage as TemplateMessage;
+use crate::request::{ChatMessage, PromptInput, ToolCall, ValidPrompt};
+use crate::request::{check_prompt, check_prompt_ids};
+use crate::text::chat_template::{ChatMessage as TemplateMessage, ToolCall as TemplateCall};
 use crate::text::{TextError, TextModel};
 
 /// Which ids go in front of a prompt.
@@ -89,8 +90,9 @@ fn encode(text: &TextModel, prompt: ValidPrompt, start: Start) -> Result<Vec<u32
     let mut ids = match prompt {
         ValidPrompt::TokenIds(ids) => ids,
         ValidPrompt::Messages(messages) => {
-            let messages: Vec<_> = messages.into_iter().map(template_message).collect();
-            text.encode_chat(&messages, true).map_err(|error| refuse("messages", &error))?
+            let messages = messages.into_iter().enumerate().map(template_message);
+            let messages = messages.collect::<Result<Vec<_>, _>>()?;
+            text.encode_chat(&messages, &[], true).map_err(|error| refuse("messages", &error))?
         }
         ValidPrompt::Text(prompt) => {
             let ids = match start {
@@ -113,10 +115,17 @@ fn encode(text: &TextModel, prompt: ValidPrompt, start: Start) -> Result<Vec<u32
 }
 
 /// OpenAI renamed `system` to `developer`; templates know the older name.
-fn template_message(message: ChatMessage) -> TemplateMessage {
-    let ChatMessage { role, content, .. } = message;
+fn template_message((i, message): (usize, ChatMessage)) -> Result<TemplateMessage, GatewayError> {
+    let ChatMessage { role, content, tool_calls, .. } = message;
     let role = if role == "developer" { "system".to_owned() } else { role };
-    TemplateMessage { role, content }
+    let call = |(j, call): (usize, ToolCall)| {
+        let call = TemplateCall::new(call.id, call.name, &call.arguments);
+        call.map_err(|error| {
+            refuse(&format!("messages[{i}].tool_calls[{j}].function"), &error.into())
+        })
+    };
+    let tool_calls = tool_calls.into_iter().enumerate().map(call).collect::<Result<_, _>>()?;
+    Ok(TemplateMessage { role, content, tool_calls })
 }
 
 fn refuse(param: &str, error: &TextError) -> GatewayError {

@@ -19,7 +19,7 @@ struct Harness {
 fn text_model() -> Arc<TextModel> {
     Arc::new(TextModel {
         tokenizer: Arc::new(fixture::tokenizer()),
-        chat_template: None,
+        chat_format: None,
         fingerprint: "same".into(),
     })
 }

@@ -4,7 +4,7 @@ use proto::v1;
 
 use crate::generate::ModelInfo;
 use crate::http::wire::chat::canonical_role;
-use crate::request::{ChatMessage, GenerateRequest, PromptInput};
+use crate::request::{ChatMessage, GenerateRequest, PromptInput, ToolCall};
 use crate::text_stream::{Delta, TokenLogprob, Usage};
 
 /// Whether deltas carry token ids.
@@ -39,8 +39,13 @@ pub(super) fn messages(messages: Vec<v1::ChatMessage>) -> PromptInput {
         role: canonical_role(message.role),
         content: message.content,
         name: message.name,
+        tool_calls: message.tool_calls.into_iter().map(tool_call).collect(),
     };
     PromptInput::Messages(messages.into_iter().map(message).collect())
+}
+
+fn tool_call(call: v1::ToolCall) -> ToolCall {
+    ToolCall { id: call.id, name: call.name, arguments: call.arguments }
 }
 
 pub(super) fn model(model: ModelInfo) -> v1::ModelInfo {

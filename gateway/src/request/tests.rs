@@ -7,7 +7,7 @@ fn limits() -> RequestLimits {
 }
 
 fn chat() -> GenerateRequest {
-    let message = ChatMessage { role: "user".into(), content: "hi".into(), name: None };
+    let message = ChatMessage { role: "user".into(), content: "hi".into(), ..Default::default() };
     GenerateRequest {
         model: "tiny".into(),
         chat: true,
@@ -108,9 +108,20 @@ fn bad_prompts_and_stops_are_refused_by_name() {
     refused(chat, "messages", |r| r.prompts = vec![]);
     refused(chat, "messages", |r| r.prompts = vec![PromptInput::Messages(vec![])]);
     refused(chat, "messages[0].role", |r| {
-        let message = ChatMessage { role: "root".into(), content: "x".into(), name: None };
+        let message =
+            ChatMessage { role: "root".into(), content: "x".into(), ..Default::default() };
         r.prompts = vec![PromptInput::Messages(vec![message])];
     });
+    let calls = |role: &str, arguments: String| {
+        let call = ToolCall { id: None, name: "f".into(), arguments };
+        let role = role.to_owned();
+        let message = ChatMessage { role, tool_calls: vec![call], ..Default::default() };
+        vec![PromptInput::Messages(vec![message])]
+    };
+    refused(chat, "messages[0].tool_calls", |r| r.prompts = calls("user", "{}".into()));
+    refused(chat, "messages", |r| r.prompts = calls("assistant", " ".repeat(1 << 20)));
+    refused(chat, "messages", |r| r.prompts = calls("assistant", " ".repeat(257)));
+    accepted(chat, |r| r.prompts = calls("assistant", "{}".into()));
     refused(completion, "prompt", |r| r.prompts = vec![PromptInput::TokenIds(vec![])]);
     refused(completion, "prompt", |r| r.prompts = vec![PromptInput::Text("x".into()); 65]);
     // 64 tokens of at most 4 bytes: 257 bytes cannot fit.

@@ -17,6 +17,9 @@ type Checked<T> = Result<T, GatewayError>;
 const DEFAULT_COMPLETION_TOKENS: u32 = 16;
 /// Roles that a message may have.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "ipython"];
+/// Most bytes of all tool calls of a conversation: as values they take many
+/// times the memory of their text.
+const MAX_TOOL_CALL_BYTES: usize = 1 << 20;
 /// Priorities that a request may have.
 const PRIORITIES: RangeInclusive<i64> = -100..=100;
 /// Longest part of a client's string that an error repeats.
@@ -235,9 +238,17 @@ fn check_messages(messages: &[ChatMessage], limits: &RequestLimits) -> Checked<(
             let text = format!("{name} is not supported: the template has no place for it");
             return Err(GatewayError::invalid(name, text));
         }
+        if !message.tool_calls.is_empty() && message.role != "assistant" {
+            let name = format!("messages[{i}].tool_calls");
+            let text = format!("{name} is not empty, only messages of the assistant call tools");
+            return Err(GatewayError::invalid(name, text));
+        }
     }
-    let bytes = messages.iter().map(|message| message.content.len() as u64).sum();
-    check_prompt_bytes("messages", bytes, limits)
+    let calls = messages.iter().flat_map(|message| &message.tool_calls);
+    let call_bytes: usize = calls.map(|call| call.name.len() + call.arguments.len()).sum();
+    at_most("messages", "bytes of tool calls", call_bytes, MAX_TOOL_CALL_BYTES)?;
+    let bytes: u64 = messages.iter().map(|message| message.content.len() as u64).sum();
+    check_prompt_bytes("messages", bytes + call_bytes as u64, limits)
 }
 
 /// Text that cannot fit is refused before anybody tokenizes it.

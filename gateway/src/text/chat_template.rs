@@ -13,10 +13,16 @@ mod date;
 mod marks;
 #[cfg(test)]
 mod tests;
+mod tools;
 
+pub use tools::{Tool, ToolCall};
+
+use super::python_json::{self, Characters};
 use marks::Marks;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,23 +49,22 @@ const FUEL_PER_MESSAGE: u64 = 2_000;
 /// build its text 16 times over, piece by piece.
 const BYTES_PER_FUEL: u64 = 4;
 
+/// The most blanks that a template may indent JSON by.
+const MAX_INDENT: usize = 16;
+
 /// The name under which the environment keeps the template.
 const NAME: &str = "chat";
 
-/// Llama 3's format, for directories of it that come without a template. From
-/// "Model cards and prompt formats: Meta Llama 3".
-pub const LLAMA3_TEMPLATE: &str = "{{- bos_token }}{%- for message in messages %}\
-{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}\
-{%- endfor %}{%- if add_generation_prompt %}\
-{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}";
-
 /// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChatMessage {
     /// `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
     /// What was written; none of it can become a control token.
     pub content: String,
+    /// The tools that an assistant's message called; none of their arguments
+    /// can become a control token either.
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// A conversation as the model is to read it.
@@ -119,6 +124,12 @@ pub enum TemplateError {
     /// A role that cannot be a role.
     #[error("role {0:?} is not a word of at most 64 letters, digits, '_' and '-'")]
     Role(String),
+    /// A tool's name that cannot be one.
+    #[error("tool name {0:?} is not a word of at most 64 letters, digits, '_' and '-'")]
+    ToolName(String),
+    /// A tool or a call's arguments are no JSON object.
+    #[error("a tool, and the arguments of a call of one, must be a JSON object")]
+    Json(#[source] serde_json::Error),
     /// The rendered conversation is too long.
     #[error("the rendered messages have more than {max} bytes")]
     Output {
@@ -159,6 +170,7 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
+        environment.add_filter("tojson", to_json);
         environment.add_template_owned(NAME, template.to_owned()).map_err(invalid)?;
         Ok(Self { environment, source: source.to_owned(), tokens })
     }
@@ -169,8 +181,8 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Renders a conversation, with the start of the assistant's turn after it
-    /// if `add_generation_prompt`.
+    /// Renders a conversation about these tools, with the start of the
+    /// assistant's turn after it if `add_generation_prompt`.
     ///
     /// # Errors
     /// [`TemplateError::Refused`] and [`TemplateError::Role`] are the caller's
@@ -178,32 +190,38 @@ impl ChatTemplate {
     pub fn render(
         &self,
         messages: &[ChatMessage],
+        tools: &[Tool],
         add_generation_prompt: bool,
     ) -> Result<Rendered, TemplateError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.render_at(messages, add_generation_prompt, now)
+        self.render_at(messages, tools, add_generation_prompt, now)
     }
 
     /// As [`ChatTemplate::render`], at a time in seconds since 1970 (UTC).
     fn render_at(
         &self,
         messages: &[ChatMessage],
+        tools: &[Tool],
         add_generation_prompt: bool,
         now: u64,
     ) -> Result<Rendered, TemplateError> {
-        if let Some(message) = messages.iter().find(|message| !is_role(&message.role)) {
+        if let Some(message) = messages.iter().find(|message| !is_word(&message.role)) {
             return Err(TemplateError::Role(message.role.chars().take(64).collect()));
         }
-        let run = |mark: &dyn Fn(&str) -> String| {
-            let value = |message: &ChatMessage| {
-                context! { role => message.role.as_str(), content => mark(&message.content) }
-            };
-            self.run(messages.iter().map(value).collect(), add_generation_prompt, now)
-        };
         let template = self.environment.get_template(NAME).map_err(TemplateError::Failed)?;
-        let contents = messages.iter().map(|message| message.content.as_str());
-        let marks = Marks::unused_in(contents.clone().chain([template.source()]))
+        let texts = texts(messages, tools);
+        let source = template.source();
+        let marks = Marks::unused_in(texts.iter().map(String::as_str).chain([source]))
             .ok_or(TemplateError::PrivateUse)?;
+        let bytes: usize = texts.iter().map(String::len).sum();
+        let fuel = BASE_FUEL
+            + (messages.len() + tools.len()) as u64 * FUEL_PER_MESSAGE
+            + bytes as u64 / BYTES_PER_FUEL;
+        let run = |mark: &dyn Fn(&str) -> String| {
+            let messages = messages.iter().map(|message| message.value(mark)).collect();
+            let tools = tools.iter().map(|tool| tool.value(mark)).collect();
+            self.run(Input { messages, tools, add_generation_prompt, now, fuel })
+        };
         let text = run(&str::to_owned)?;
         if text.len() > MAX_OUTPUT_BYTES {
             return Err(TemplateError::Output { max: MAX_OUTPUT_BYTES });
@@ -217,8 +235,9 @@ impl ChatTemplate {
             return Ok(rendered);
         }
         // Without a control token's name in it, content needs no place.
-        let names = |content: &str| self.tokens.control.iter().any(|name| content.contains(name));
-        if !contents.into_iter().any(names) {
+        let names =
+            |content: &String| self.tokens.control.iter().any(|name| content.contains(name));
+        if !texts.iter().any(names) {
             return Ok(Rendered { text, content: Vec::new() });
         }
         // Content that names control tokens to a template that looks into it:
@@ -226,19 +245,8 @@ impl ChatTemplate {
         Ok(marks.remove_all(&run(&|content| marks.mark_all(content))?))
     }
 
-    fn run(
-        &self,
-        messages: Vec<Value>,
-        add_generation_prompt: bool,
-        now: u64,
-    ) -> Result<String, TemplateError> {
-        let bytes: usize = messages
-            .iter()
-            .filter_map(|message| message.get_attr("content").ok())
-            .filter_map(|content| content.as_str().map(str::len))
-            .sum();
-        let fuel =
-            BASE_FUEL + messages.len() as u64 * FUEL_PER_MESSAGE + bytes as u64 / BYTES_PER_FUEL;
+    fn run(&self, input: Input) -> Result<String, TemplateError> {
+        let Input { messages, tools, add_generation_prompt, now, fuel } = input;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
         environment.add_function("strftime_now", move |format: &str| date::format(format, now));
@@ -249,7 +257,9 @@ impl ChatTemplate {
             add_generation_prompt,
             bos_token => self.tokens.bos.as_str(),
             eos_token => self.tokens.eos.as_str(),
-            tools => (),
+            // As transformers: none, not an empty list.
+            tools => Some(tools).filter(|tools| !tools.is_empty()),
+            documents => (),
         };
         let result = template.render_captured_to(context, &mut output).map(drop);
         result.map_err(|error| classify(error, output.is_full, fuel))?;
@@ -260,9 +270,62 @@ impl ChatTemplate {
     }
 }
 
-fn is_role(role: &str) -> bool {
+/// What one run of a template works on.
+struct Input {
+    messages: Vec<Value>,
+    tools: Vec<Value>,
+    add_generation_prompt: bool,
+    now: u64,
+    fuel: u64,
+}
+
+impl ChatMessage {
+    /// As templates know it, with what was written changed by `mark`.
+    fn value(&self, mark: &dyn Fn(&str) -> String) -> Value {
+        let text = [
+            ("role", Value::from(self.role.as_str())),
+            ("content", Value::from(mark(&self.content))),
+        ];
+        let calls: Vec<Value> = self.tool_calls.iter().map(|call| call.value(mark)).collect();
+        // Templates ask whether it is there.
+        let calls = (!calls.is_empty()).then(|| ("tool_calls", Value::from(calls)));
+        Value::from_pairs(text.into_iter().chain(calls))
+    }
+}
+
+/// Everything that was written by others than the template's author.
+fn texts(messages: &[ChatMessage], tools: &[Tool]) -> Vec<String> {
+    let texts = RefCell::new(Vec::new());
+    let note = |text: &str| {
+        texts.borrow_mut().push(text.to_owned());
+        String::new()
+    };
+    for message in messages {
+        message.value(&note);
+    }
+    for tool in tools {
+        tool.value(&note);
+    }
+    texts.into_inner()
+}
+
+/// `tojson` as transformers has it: Python's `json.dumps`, all characters kept.
+fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let is_ascii: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    let indent = indent.map(|indent| indent.min(MAX_INDENT));
+    let characters = if is_ascii == Some(true) { Characters::Ascii } else { Characters::Any };
+    let text = python_json::to_string(value, characters, indent).map_err(|error| {
+        Error::new(ErrorKind::BadSerialization, "tojson failed").with_source(error)
+    })?;
+    Ok(Value::from(text))
+}
+
+/// What a role or the name of a tool may be.
+fn is_word(text: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    (1..=64).contains(&role.len()) && role.bytes().all(is_word)
+    (1..=64).contains(&text.len()) && text.bytes().all(is_word)
 }
 
 /// What `raise_exception` in a template throws.

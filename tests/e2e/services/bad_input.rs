@@ -173,7 +173,12 @@ async fn grpc(sandbox: &Sandbox, model: &str) {
     use tonic::Code;
 
     let mut client = InferenceClient::connect(sandbox.url()).await.expect("gRPC beside HTTP");
-    let message = ChatMessage { role: "user".to_owned(), content: "hi".to_owned(), name: None };
+    let message = ChatMessage {
+        role: "user".to_owned(),
+        content: "hi".to_owned(),
+        name: None,
+        tool_calls: Vec::new(),
+    };
     let chat = |model: &str, messages: &[ChatMessage], options: Options| ChatRequest {
         model: model.to_owned(),
         messages: messages.to_vec(),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::fields::{Fields, parse_object, quote, string_at, wrong_type};
 use super::options::{ReplyOptions, read_shared, same_setting};
 use crate::error::GatewayError;
-use crate::request::{ChatMessage, GenerateRequest, PromptInput};
+use crate::request::{ChatMessage, GenerateRequest, PromptInput, ToolCall};
 
 /// What stands between the text parts of one message.
 const PART_SEPARATOR: &str = "\n";
@@ -48,9 +48,12 @@ fn parse_message(path: String, message: Value) -> Result<ChatMessage, GatewayErr
     let mut fields = Fields::from_value(path, message)?;
     let role = fields.required_string("role")?;
     let name = fields.string("name")?;
+    let tool_calls = parse_tool_calls(&mut fields)?;
     let content_path = fields.path("content");
     let content = match fields.take("content") {
         Some(content) => parse_content(content_path, content)?,
+        // A call may be all that there is.
+        None if !tool_calls.is_empty() => String::new(),
         None => return Err(fields.missing("content")),
     };
     if role == "tool" {
@@ -59,11 +62,35 @@ fn parse_message(path: String, message: Value) -> Result<ChatMessage, GatewayErr
         fields.string("tool_call_id")?;
     }
     // What OpenAI's own replies carry, so that they can be sent back as they are.
-    for empty in ["tool_calls", "function_call", "refusal", "audio", "annotations"] {
+    for empty in ["function_call", "refusal", "audio", "annotations"] {
         fields.unsupported(empty, &[])?;
     }
     fields.finish()?;
-    Ok(ChatMessage { role: canonical_role(role), content, name })
+    Ok(ChatMessage { role: canonical_role(role), content, name, tool_calls })
+}
+
+/// The calls in a message, as this API replied with them or another would have.
+fn parse_tool_calls(message: &mut Fields) -> Result<Vec<ToolCall>, GatewayError> {
+    let path = message.path("tool_calls");
+    let calls = message.array("tool_calls")?.unwrap_or_default();
+    let parse = |(i, call)| {
+        let mut fields = Fields::from_value(format!("{path}[{i}]"), call)?;
+        let id = fields.string("id")?;
+        let kind = fields.string("type")?;
+        if let Some(kind) = kind.filter(|kind| kind != "function") {
+            let path = fields.path("type");
+            let message = format!("{path} is {:?}, only function is supported", quote(&kind));
+            return Err(GatewayError::invalid(path, message));
+        }
+        let function = fields.object("function")?;
+        let mut function = function.ok_or_else(|| fields.missing("function"))?;
+        fields.finish()?;
+        let name = function.required_string("name")?;
+        let arguments = function.required_string("arguments")?;
+        function.finish()?;
+        Ok(ToolCall { id, name, arguments })
+    };
+    calls.into_iter().enumerate().map(parse).collect()
 }
 
 /// Text, or an array of text parts.

@@ -96,6 +96,7 @@ fn both_endpoints_refuse_by_name() {
 fn chat_refuses_by_name() {
     let message = |message: Value| json!({"messages": [message]});
     let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
+    let calls = |calls: Value| json!({"messages": [{"role": "assistant", "tool_calls": calls}]});
     let tool = json!({"type": "function", "function": {"name": "f"}});
     refused(
         chat,
@@ -107,9 +108,14 @@ fn chat_refuses_by_name() {
             (message(json!({"role": 1, "content": "hi"})), "messages[0].role"),
             (message(json!({"role": "user"})), "messages[0].content"),
             (message(json!({"role": "user", "content": "x", "mood": 1})), "messages[0].mood"),
+            (calls(json!({})), "messages[0].tool_calls"),
+            (calls(json!([1])), "messages[0].tool_calls[0]"),
+            (calls(json!([{"id": "1"}])), "messages[0].tool_calls[0].function"),
+            (calls(json!([{"type": "x"}])), "messages[0].tool_calls[0].type"),
+            (calls(json!([tool])), "messages[0].tool_calls[0].function.arguments"),
             (
-                message(json!({"role": "assistant", "content": "x", "tool_calls": [tool]})),
-                "messages[0].tool_calls",
+                calls(json!([{"function": {"name": "f", "arguments": {}}}])),
+                "messages[0].tool_calls[0].function.arguments",
             ),
             (
                 message(json!({"role": "user", "content": "x", "tool_call_id": "1"})),
@@ -225,6 +231,24 @@ fn messages_are_read_as_text() {
     let wanted = [("system", "d"), ("user", "a\nb"), ("assistant", "c"), ("tool", "t")];
     assert_eq!(read, wanted);
     assert_eq!(messages[1].name.as_deref(), Some("n"));
+}
+
+#[test]
+fn tool_calls_are_read_with_and_without_content() {
+    let function = json!({"name": "f", "arguments": "{\"a\": 1}"});
+    let call = json!({"id": "1", "type": "function", "function": function});
+    let (request, _) = chat(&json!({"messages": [
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "assistant", "content": "c", "tool_calls": [{"function": function}]},
+    ]}))
+    .unwrap();
+    let [PromptInput::Messages(messages)] = request.prompts.as_slice() else { panic!() };
+    assert_eq!((messages[0].content.as_str(), messages[1].content.as_str()), ("", "c"));
+    for (message, id) in messages.iter().zip([Some("1"), None]) {
+        let [call] = &message.tool_calls[..] else { panic!() };
+        assert_eq!((call.id.as_deref(), call.name.as_str()), (id, "f"));
+        assert_eq!(call.arguments, "{\"a\": 1}");
+    }
 }
 
 #[test]
