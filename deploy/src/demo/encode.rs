@@ -42,8 +42,12 @@ pub(super) fn encode_all(
 ) -> anyhow::Result<Vec<Encoded>> {
     let encode = |content: &str| match mode {
         DemoMode::Instruct => {
-            let message = ChatMessage { role: "user".to_owned(), content: content.to_owned() };
-            text.encode_chat(&[message], true).map_err(|error| match error {
+            let message = ChatMessage {
+                role: "user".to_owned(),
+                content: content.to_owned(),
+                tool_calls: Vec::new(),
+            };
+            text.encode_chat(&[message], &[], true).map_err(|error| match error {
                 TextError::NoTemplate => anyhow!("{error}: use --mode general"),
                 error => error.into(),
             })
