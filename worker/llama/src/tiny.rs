@@ -6,6 +6,8 @@
 
 mod meta;
 
+pub mod seeded;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
