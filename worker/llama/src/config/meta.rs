@@ -115,9 +115,11 @@ impl Params {
             num_cross_attention_layers: self.num_cross_attention_layers,
         };
         if scaled {
-            // Meta's own code says 8 for all; the models of 1B and 3B were
-            // trained with 32, as their Hugging Face versions state.
-            let small = matches!(config.llama3_size(), Some(Llama3Size::B1 | Llama3Size::B3));
+            // Meta's own code says 8 for all; Llama 3.2's models of text, 1B and
+            // 3B, were trained with 32, as their Hugging Face versions state.
+            // They alone have tied embeddings, also where layers were pruned.
+            let small = stored.tied
+                || matches!(config.llama3_size(), Some(Llama3Size::B1 | Llama3Size::B3));
             config.rope_scaling = Some(RopeScaling {
                 factor: if small { 32.0 } else { 8.0 },
                 low_freq_factor: 1.0,
@@ -216,6 +218,17 @@ mod tests {
             assert_eq!(read(&published(size), tied).unwrap(), expected, "{size}");
             let wrapped = json!({ "model": published(size) });
             assert_eq!(read(&wrapped, tied).unwrap(), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_model_cut_from_llama_3_2_keeps_its_rotary_factor() {
+        for (size, factor) in [(Llama3Size::B1, 32.0), (Llama3Size::B8, 8.0)] {
+            let mut pruned = published(size);
+            pruned["n_layers"] = json!(2);
+            let config = read(&pruned, llama3(size).tie_word_embeddings).unwrap();
+            assert_eq!(config.llama3_size(), None);
+            assert_eq!(config.rope_scaling.unwrap().factor, factor);
         }
     }
 
