@@ -33,7 +33,7 @@ pub enum CheckpointError {
     /// The path names another member of the Llama 3 family than it holds.
     #[error(
         "{} names {named}, but its files are of {found}: rename the directory, \
-         or set ignore_model_name to believe the files",
+         or set ignore_model_name (--ignore-model-name) to believe the files",
         .path.display()
     )]
     NameConflict {

@@ -174,3 +174,50 @@ pub(crate) fn zip(entries: &[ZipEntry]) -> Vec<u8> {
     file.extend([0; 2]);
     file
 }
+
+/// As [`zip`], with every size and offset in zip64 fields, as torch writes them
+/// beyond 4 GiB.
+pub(crate) fn zip64(entries: &[ZipEntry]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut directory = Vec::new();
+    let fields = |out: &mut Vec<u8>, name: &str| {
+        out.extend([0; 14]);
+        out.extend([0xff; 8]);
+        out.extend((name.len() as u16).to_le_bytes());
+    };
+    for ZipEntry { name, bytes } in entries {
+        let offset = file.len() as u64;
+        let size = (bytes.len() as u64).to_le_bytes();
+        file.extend(b"PK\x03\x04");
+        fields(&mut file, name);
+        file.extend(20_u16.to_le_bytes());
+        file.extend(name.as_bytes());
+        file.extend(b"\x01\0\x10\0");
+        file.extend([size, size].concat());
+        file.extend(bytes);
+        directory.extend(b"PK\x01\x02\0\0");
+        fields(&mut directory, name);
+        directory.extend(28_u16.to_le_bytes());
+        directory.extend([0; 10]);
+        directory.extend([0xff; 4]);
+        directory.extend(name.as_bytes());
+        directory.extend(b"\x01\0\x18\0");
+        directory.extend([size, size, offset.to_le_bytes()].concat());
+    }
+    let (offset, num_bytes) = (file.len() as u64, directory.len() as u64);
+    file.extend(directory);
+    let end = file.len() as u64;
+    file.extend(b"PK\x06\x06");
+    file.extend(44_u64.to_le_bytes());
+    file.extend([0; 12]);
+    for number in [entries.len() as u64, entries.len() as u64, num_bytes, offset] {
+        file.extend(number.to_le_bytes());
+    }
+    file.extend(b"PK\x06\x07\0\0\0\0");
+    file.extend(end.to_le_bytes());
+    file.extend(1_u32.to_le_bytes());
+    file.extend(b"PK\x05\x06\0\0\0\0");
+    file.extend([0xff; 12]);
+    file.extend([0; 2]);
+    file
+}

@@ -5,7 +5,8 @@
 //! four kinds of names; it cannot call, look up or make anything else. Whatever
 //! it does not know ends the reading, by name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use super::archive::Entry;
 use super::arena::{Arena, Global, Item, Kind};
@@ -30,7 +31,7 @@ pub(super) fn read(pickle: &[u8], storages: &BTreeMap<&str, Entry>) -> Result<Va
         arena: Arena::default(),
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: HashMap::new(),
+        memo: Vec::new(),
     };
     let root = machine.run()?;
     machine.arena.resolve(root, pickle)
@@ -44,7 +45,8 @@ struct Machine<'a> {
     stack: Vec<Item>,
     /// Heights of the stack at which a group of items starts.
     marks: Vec<usize>,
-    memo: HashMap<u32, Item>,
+    /// Every pickler counts its memo's keys from 0.
+    memo: Vec<Item>,
 }
 
 impl Machine<'_> {
@@ -162,18 +164,24 @@ impl Machine<'_> {
     fn memo(&mut self, opcode: Opcode) -> Result<(), PthError> {
         let key = match opcode {
             Opcode::BinPut | Opcode::BinGet => self.take::<1>()?[0].into(),
-            _ => u32::from_le_bytes(self.take()?),
+            _ => u32::from_le_bytes(self.take()?) as usize,
         };
         if matches!(opcode, Opcode::BinGet | Opcode::LongBinGet) {
-            let Some(&item) = self.memo.get(&key) else {
+            let Some(&item) = self.memo.get(key) else {
                 return self.fail(format!("memo {key} was never put"));
             };
             return self.push(item);
         }
         let item = self.top()?;
-        self.memo.insert(key, item);
-        if self.memo.len() > MAX_MEMO {
+        if key >= MAX_MEMO {
             return Err(PthError::Limit { what: "memo entries", max: MAX_MEMO as u64 });
+        }
+        match key.cmp(&self.memo.len()) {
+            Ordering::Less => self.memo[key] = item,
+            Ordering::Equal => self.memo.push(item),
+            Ordering::Greater => {
+                return self.fail(format!("memo {key} is put before the one that precedes it"));
+            }
         }
         Ok(())
     }
