@@ -7,8 +7,8 @@ use std::time::Duration;
 use common::config::ConfigError;
 use common::model::ModelFiles;
 use llama::{
-    Checkpoint, DTypePolicy, LlamaConfig, LoadOptions, LoadProgress, Optimizations, Runner,
-    ShardPlan,
+    Checkpoint, DTypePolicy, LlamaConfig, LoadOptions, LoadProgress, NameCheck, Optimizations,
+    Runner, ShardPlan,
 };
 use mesh::DType;
 use mesh_cpu::CpuMesh;
@@ -85,7 +85,8 @@ pub fn load_model(
 ) -> Result<LoadedModel, WorkerError> {
     let path = config.model.clone().ok_or_else(no_model)?;
     let files = ModelFiles::locate(&path)?;
-    let checkpoint = Checkpoint::open(files.path())?;
+    let name_check = if config.ignore_model_name { NameCheck::Ignore } else { NameCheck::Enforce };
+    let checkpoint = Checkpoint::open_with(files.path(), name_check)?;
     let MeshChoice::Cpu { num_chips } = config.mesh()?;
     // For its error, which names the numbers of chips that fit.
     ShardPlan::new(checkpoint.config(), num_chips as usize)?;

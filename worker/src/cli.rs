@@ -40,6 +40,10 @@ struct Args {
     /// The name that clients use [default: the model's own].
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
+    /// Serve a Meta directory whose path names another Llama 3 than its files
+    /// are of.
+    #[arg(long)]
+    ignore_model_name: bool,
     /// IP:PORT or unix:/path [default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
@@ -114,6 +118,7 @@ impl Args {
         let pairs = [
             ("model", json!(self.model)),
             ("served_model_name", json!(self.served_model_name)),
+            ("ignore_model_name", json!(yes(self.ignore_model_name))),
             ("listen", json!(self.listen)),
             ("insecure_listen", json!(yes(self.insecure_listen))),
             ("metrics_listen", json!(self.metrics_listen)),
@@ -233,6 +238,7 @@ mod tests {
             "/m",
             "--served-model-name",
             "n",
+            "--ignore-model-name",
             "--listen",
             "unix:/s",
             "--insecure-listen",

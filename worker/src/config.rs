@@ -33,6 +33,9 @@ pub struct WorkerConfig {
     pub model: Option<PathBuf>,
     /// The name that clients use; the model's own where unset.
     pub served_model_name: Option<String>,
+    /// Serve a Meta directory whose path names another Llama 3 than its files
+    /// are of, instead of refusing it.
+    pub ignore_model_name: bool,
     /// `ADDRESS:PORT`, or `unix:/path`.
     pub listen: String,
     /// Listen on other than loopback without TLS, in a network that is trusted.
@@ -127,6 +130,7 @@ impl Default for WorkerConfig {
         Self {
             model: None,
             served_model_name: None,
+            ignore_model_name: false,
             listen: "127.0.0.1:50051".to_owned(),
             insecure_listen: false,
             metrics_listen: None,
