@@ -162,6 +162,8 @@ impl ModelFiles {
         let path = self.path().canonicalize().unwrap_or_else(|_| self.path().to_owned());
         let name = match self {
             Self::Gguf(_) => path.file_stem(),
+            // Where a repository of Hugging Face keeps Meta's own files.
+            Self::Meta(_) if path.ends_with("original") => path.parent().and_then(Path::file_name),
             Self::HuggingFace(_) | Self::Meta(_) => path.file_name(),
         };
         name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
@@ -363,6 +365,22 @@ mod tests {
         for (file, name) in cases {
             let dir = dir_with(&[(file, b"")]);
             assert_eq!(ModelFiles::locate(dir.path()).unwrap().name(), name, "{file}");
+        }
+    }
+
+    #[test]
+    fn metas_files_in_another_repository_have_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, name) in [
+            ("Llama-3.2-1B/original", "Llama-3.2-1B"),
+            ("Llama3.2-1B", "Llama3.2-1B"),
+            ("originals", "originals"),
+        ] {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("params.json"), "{}").unwrap();
+            std::fs::write(path.join("tokenizer.model"), "").unwrap();
+            assert_eq!(ModelFiles::locate(&path).unwrap().name(), name);
         }
     }
 
