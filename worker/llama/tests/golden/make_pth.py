@@ -6,7 +6,8 @@
 Made with torch 1.13 (Debian's python3-torch). `expected.json` holds, for every
 file that must be read: name of the tensor -> type, shape, values in row-major
 order. Files under "refused" are of formats that are not read. Every value is
-exact in single precision.
+exact in single precision. `meta/` has a tiny model as Meta's directories are,
+once in one file and once in two shards, and `weights.json` its values.
 """
 
 import collections
@@ -102,6 +103,47 @@ def describe(tensor):
     return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "values": values}
 
 
+def meta(directory):
+    """One layer of width 8: two heads, an MLP of 24, a vocabulary of 8."""
+    params = {"dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "vocab_size": 8,
+              "multiple_of": 24, "norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True}
+    # Name -> shape, and the dimension that Meta's model parallelism splits.
+    shapes = {
+        "tok_embeddings.weight": ([8, 8], 0),
+        "layers.0.attention.wq.weight": ([8, 8], 0),
+        "layers.0.attention.wk.weight": ([8, 8], 0),
+        "layers.0.attention.wv.weight": ([8, 8], 0),
+        "layers.0.attention.wo.weight": ([8, 8], 1),
+        "layers.0.feed_forward.w1.weight": ([24, 8], 0),
+        "layers.0.feed_forward.w3.weight": ([24, 8], 0),
+        "layers.0.feed_forward.w2.weight": ([8, 24], 1),
+        "layers.0.attention_norm.weight": ([8], None),
+        "layers.0.ffn_norm.weight": ([8], None),
+        "norm.weight": ([8], None),
+        "output.weight": ([8, 8], 0),
+    }
+    torch.manual_seed(0)
+    whole = {name: torch.randn(shape).to(torch.bfloat16) for name, (shape, _) in shapes.items()}
+
+    def part(name, shard):
+        split = shapes[name][1]
+        return whole[name] if split is None else whole[name].chunk(2, split)[shard].clone()
+
+    shards = [{name: part(name, shard) for name in shapes} for shard in range(2)]
+    for kind, files in [("single", [whole]), ("shards", shards)]:
+        path = os.path.join(directory, kind)
+        os.makedirs(path, exist_ok=True)
+        with open(os.path.join(path, "params.json"), "w") as file:
+            json.dump(params, file)
+            file.write("\n")
+        for n, tensors in enumerate(files):
+            torch.save(tensors, os.path.join(path, f"consolidated.{n:02}.pth"))
+    with open(os.path.join(directory, "weights.json"), "w") as file:
+        values = {name: tensor.float().flatten().tolist() for name, tensor in whole.items()}
+        json.dump(values, file, separators=(",", ":"), sort_keys=True)
+        file.write("\n")
+
+
 def main(directory):
     os.makedirs(directory, exist_ok=True)
     expected = {}
@@ -122,6 +164,7 @@ def main(directory):
         torch.save({"a": ramp(2, 2)}, os.path.join(directory, name), **options)
     torch.save({"a": ramp(2, 2).to_sparse()}, os.path.join(directory, "sparse.pth"))
     torch.save(torch.nn.Linear(2, 2), os.path.join(directory, "object.pth"))
+    meta(os.path.join(directory, "meta"))
     with open(os.path.join(directory, "expected.json"), "w") as file:
         json.dump(expected, file, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         file.write("\n")

@@ -85,7 +85,9 @@ fn torch_files() -> Vec<Vec<u8>> {
     let mut paths: Vec<_> = std::fs::read_dir(golden::directory())
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension != "json"))
+        .filter(|path| {
+            path.extension().is_some_and(|extension| extension == "pth" || extension == "refpt")
+        })
         .collect();
     paths.sort();
     assert!(paths.len() >= 20);

@@ -35,6 +35,26 @@ fn single_shards_and_chunks_are_the_same_model() {
 }
 
 #[test]
+fn what_torch_saved_in_shards_and_whole_is_read_as_torch_has_it() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pth/meta");
+    let directory = Path::new(directory);
+    let json = fs::read(directory.join("weights.json")).unwrap();
+    let expected: std::collections::BTreeMap<String, Vec<f32>> =
+        serde_json::from_slice(&json).unwrap();
+    let mut fingerprints = Vec::new();
+    for kind in ["single", "shards"] {
+        let checkpoint = Checkpoint::open(&directory.join(kind)).unwrap();
+        let names = WeightName::stored(checkpoint.config());
+        assert_eq!(names.len(), expected.len());
+        for name in names {
+            assert_eq!(values(&checkpoint, name), expected[&name.meta()], "{name}");
+        }
+        fingerprints.push(checkpoint.weight_fingerprint().to_owned());
+    }
+    assert_eq!(fingerprints[0], fingerprints[1]);
+}
+
+#[test]
 fn chunks_go_over_the_shards_that_lie_beside_them() {
     let (stale, model) = (TinyModel::new(config(), 1), TinyModel::new(config(), 2));
     let directory = directory(model.config());
