@@ -14,6 +14,7 @@ mod gguf;
 mod json;
 mod meta;
 mod meta_files;
+mod mllama;
 mod pieces;
 mod safetensors;
 mod storage;

@@ -11,7 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::dequant::Encoding;
 use super::json::{MAX_CONFIG_BYTES, read_small};
 use super::storage::{Place, StoredTensor, TensorStore};
-use super::{CheckpointError, WeightFile};
+use super::{CheckpointError, WeightFile, mllama};
 use crate::config::{LlamaConfig, hf};
 
 /// A header is parsed into memory several times its size.
@@ -30,8 +30,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Reads the configuration and finds every tensor.
 pub(super) fn open(directory: &Path) -> Result<(LlamaConfig, TensorStore), CheckpointError> {
     let path = directory.join("config.json");
-    let config = hf::parse(&read_small(&path, MAX_CONFIG_BYTES)?)
-        .map_err(|source| CheckpointError::Config { path, source })?;
+    let hf::HfConfig { config, cross_attention_layers } =
+        hf::read(&read_small(&path, MAX_CONFIG_BYTES)?)
+            .map_err(|source| CheckpointError::Config { path, source })?;
     let index = directory.join(INDEX);
     let mut store = TensorStore::default();
     if directory.join(SINGLE).is_file() {
@@ -50,6 +51,9 @@ pub(super) fn open(directory: &Path) -> Result<(LlamaConfig, TensorStore), Check
     } else {
         let message = format!("has neither {SINGLE} nor {INDEX}");
         return Err(CheckpointError::malformed(directory, message));
+    }
+    if !cross_attention_layers.is_empty() {
+        store = mllama::text_model(store, &config, &cross_attention_layers)?;
     }
     Ok((config, store))
 }

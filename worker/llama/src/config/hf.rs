@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use super::{ConfigError, LlamaConfig, RopeScaling, required};
 
+/// Of vision models, whose text is served.
+const VISION_ARCHITECTURE: &str = "MllamaForConditionalGeneration";
+
 /// Keys that matter here; the many others are about training or generation.
 #[derive(Deserialize)]
 struct ConfigJson {
@@ -32,6 +35,20 @@ struct ConfigJson {
     hidden_act: Option<String>,
     partial_rotary_factor: Option<f64>,
     quantization_config: Option<serde_json::Value>,
+    /// The text of a vision model.
+    text_config: Option<Box<Self>>,
+    /// Its layers that look at images.
+    cross_attention_layers: Option<Vec<usize>>,
+}
+
+/// What `config.json` says.
+#[derive(Debug)]
+pub(crate) struct HfConfig {
+    /// Of the text model.
+    pub(crate) config: LlamaConfig,
+    /// Numbers of a vision model's layers that text passes by, ascending, among
+    /// all layers; empty for a text model.
+    pub(crate) cross_attention_layers: Vec<usize>,
 }
 
 #[derive(Deserialize)]
@@ -48,56 +65,86 @@ struct RopeJson {
 }
 
 /// Reads and validates `config.json`.
-pub(crate) fn parse(json: &[u8]) -> Result<LlamaConfig, ConfigError> {
+pub(crate) fn read(json: &[u8]) -> Result<HfConfig, ConfigError> {
     let raw: ConfigJson =
         serde_json::from_slice(json).map_err(|error| ConfigError::Malformed(error.to_string()))?;
-    raw.refuse_what_is_not_llama()?;
-    let hidden_size = required("hidden_size", raw.hidden_size)?;
-    let num_attention_heads = required("num_attention_heads", raw.num_attention_heads)?;
-    let head_dim = match raw.head_dim {
-        Some(head_dim) => head_dim,
-        None if num_attention_heads > 0 && hidden_size.is_multiple_of(num_attention_heads) => {
-            hidden_size / num_attention_heads
-        }
-        None => {
-            let requirement = format!("must be a multiple of {num_attention_heads} heads");
-            return Err(ConfigError::invalid("hidden_size", hidden_size, requirement));
-        }
+    if !raw.architectures.iter().flatten().any(|name| name == VISION_ARCHITECTURE) {
+        raw.refuse_what_is_not_llama()?;
+        return Ok(HfConfig { config: raw.config(0)?, cross_attention_layers: Vec::new() });
+    }
+    let mut text = *required("text_config", raw.text_config)?;
+    text.architectures = None;
+    // Quantization is stated for the whole.
+    text.quantization_config = text.quantization_config.or(raw.quantization_config);
+    text.refuse_what_is_not("mllama_text_model")?;
+    let layers = text.cross_attention_layers.take().filter(|layers| !layers.is_empty());
+    let layers = required("cross_attention_layers", layers)?;
+    let num_layers = required("num_hidden_layers", text.num_hidden_layers)?;
+    let requirement = if layers.iter().any(|&layer| layer >= num_layers) {
+        format!("must be below {num_layers} layers")
+    } else if !layers.is_sorted_by(|a, b| a < b) {
+        "must be ascending".to_owned()
+    } else {
+        let config = text.config(layers.len())?;
+        return Ok(HfConfig { config, cross_attention_layers: layers });
     };
-    // Absent keys have the defaults of Hugging Face's LlamaConfig.
-    let nested_theta = raw.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-    let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
-    let config = LlamaConfig {
-        hidden_size,
-        intermediate_size: required("intermediate_size", raw.intermediate_size)?,
-        num_hidden_layers: required("num_hidden_layers", raw.num_hidden_layers)?,
-        num_attention_heads,
-        num_key_value_heads: raw.num_key_value_heads.unwrap_or(num_attention_heads),
-        head_dim,
-        vocab_size: required("vocab_size", raw.vocab_size)?,
-        rms_norm_eps: raw.rms_norm_eps.unwrap_or(1e-6) as f32,
-        rope_theta: nested_theta.or(raw.rope_theta).unwrap_or(10_000.0) as f32,
-        rope_scaling: rope.map_or(Ok(None), RopeJson::scaling)?,
-        max_position_embeddings: raw.max_position_embeddings.unwrap_or(2048),
-        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
-        num_cross_attention_layers: 0,
-    };
-    config.validate()?;
-    Ok(config)
+    Err(ConfigError::invalid("cross_attention_layers", format!("{layers:?}"), requirement))
 }
 
 impl ConfigJson {
+    /// The model without so many of its layers.
+    fn config(&self, num_cross_attention_layers: usize) -> Result<LlamaConfig, ConfigError> {
+        let hidden_size = required("hidden_size", self.hidden_size)?;
+        let num_attention_heads = required("num_attention_heads", self.num_attention_heads)?;
+        let head_dim = match self.head_dim {
+            Some(head_dim) => head_dim,
+            None if num_attention_heads > 0 && hidden_size.is_multiple_of(num_attention_heads) => {
+                hidden_size / num_attention_heads
+            }
+            None => {
+                let requirement = format!("must be a multiple of {num_attention_heads} heads");
+                return Err(ConfigError::invalid("hidden_size", hidden_size, requirement));
+            }
+        };
+        // Absent keys have the defaults of Hugging Face's LlamaConfig.
+        let nested_theta = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
+        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let config = LlamaConfig {
+            hidden_size,
+            intermediate_size: required("intermediate_size", self.intermediate_size)?,
+            num_hidden_layers: required("num_hidden_layers", self.num_hidden_layers)?
+                .saturating_sub(num_cross_attention_layers),
+            num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads.unwrap_or(num_attention_heads),
+            head_dim,
+            vocab_size: required("vocab_size", self.vocab_size)?,
+            rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6) as f32,
+            rope_theta: nested_theta.or(self.rope_theta).unwrap_or(10_000.0) as f32,
+            rope_scaling: rope.map_or(Ok(None), RopeJson::scaling)?,
+            max_position_embeddings: self.max_position_embeddings.unwrap_or(2048),
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            num_cross_attention_layers,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
     fn refuse_what_is_not_llama(&self) -> Result<(), ConfigError> {
+        self.refuse_what_is_not("llama")
+    }
+
+    fn refuse_what_is_not(&self, model_type: &str) -> Result<(), ConfigError> {
         match &self.architectures {
             Some(names) if names.iter().any(|name| name == "LlamaForCausalLM") => {}
             Some(names) => {
                 let names = names.join(", ");
-                return Err(ConfigError::unsupported("architectures", names, "LlamaForCausalLM"));
+                let supported = "LlamaForCausalLM or MllamaForConditionalGeneration";
+                return Err(ConfigError::unsupported("architectures", names, supported));
             }
             None => {
-                let model_type = required("architectures", self.model_type.as_deref())?;
-                if model_type != "llama" {
-                    return Err(ConfigError::unsupported("model_type", model_type, "llama"));
+                let found = required("architectures", self.model_type.as_deref())?;
+                if found != model_type {
+                    return Err(ConfigError::unsupported("model_type", found, model_type));
                 }
             }
         }

@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// A text model's `config.json`.
+fn parse_hf(json: &[u8]) -> Result<LlamaConfig, ConfigError> {
+    hf::read(json).map(|read| read.config)
+}
+
 pub(crate) fn smollm2() -> LlamaConfig {
     LlamaConfig {
         hidden_size: 576,
@@ -74,7 +79,7 @@ fn edited(edits: serde_json::Value) -> Vec<u8> {
 
 #[test]
 fn a_published_config_is_read_in_full() {
-    let config = hf::parse(LLAMA_3_2_1B.as_bytes()).unwrap();
+    let config = parse_hf(LLAMA_3_2_1B.as_bytes()).unwrap();
     assert_eq!(config, llama3(Llama3Size::B1));
     assert_eq!(config.llama3_size(), Some(Llama3Size::B1));
 }
@@ -87,7 +92,7 @@ fn newer_configs_keep_their_rotary_parameters_together() {
             "high_freq_factor": 4.0, "low_freq_factor": 1.0,
             "original_max_position_embeddings": 8192 },
     }));
-    assert_eq!(hf::parse(&json).unwrap(), llama3(Llama3Size::B1));
+    assert_eq!(parse_hf(&json).unwrap(), llama3(Llama3Size::B1));
 }
 
 #[test]
@@ -96,7 +101,7 @@ fn absent_keys_have_the_librarys_defaults() {
         "head_dim": null, "num_key_value_heads": null, "rms_norm_eps": null, "rope_theta": null,
         "rope_scaling": null, "max_position_embeddings": null, "tie_word_embeddings": null,
     }));
-    let config = hf::parse(&json).unwrap();
+    let config = parse_hf(&json).unwrap();
     assert_eq!((config.head_dim, config.num_key_value_heads), (64, 32));
     assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-6, 10_000.0));
     assert_eq!((config.rope_scaling, config.max_position_embeddings), (None, 2048));
@@ -122,10 +127,10 @@ fn what_is_not_a_dense_llama_is_refused_by_name() {
         (json!({"vocab_size": "many"}), "not readable as a model configuration"),
     ];
     for (edit, message) in cases {
-        let error = hf::parse(&edited(edit.clone())).unwrap_err().to_string();
+        let error = parse_hf(&edited(edit.clone())).unwrap_err().to_string();
         assert!(error.contains(message), "{edit}: {error}");
     }
-    assert!(matches!(hf::parse(b"[]"), Err(ConfigError::Malformed(_))));
+    assert!(matches!(parse_hf(b"[]"), Err(ConfigError::Malformed(_))));
 }
 
 #[test]
