@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// List the models of a running gateway.
     Models(ModelsArgs),
+    /// Rewrite Meta's shards of 70B as layers_A-B.pth, files of whole layers.
+    Repack(RepackArgs),
     /// Run one gateway, as in production (flags of its own: `gateway --help`).
     #[command(disable_help_flag = true)]
     Gateway {
@@ -126,17 +128,47 @@ pub(crate) struct ModelsArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct RepackArgs {
+    /// Meta's directory, with params.json and consolidated.*.pth.
+    pub(crate) checkpoint_dir: PathBuf,
+    /// Where the files go; may be the same directory, and is made if there is
+    /// none. params.json and tokenizer.model are copied to it.
+    pub(crate) output_dir: PathBuf,
+    /// Layers in a file.
+    #[arg(long, value_name = "LAYERS", default_value_t = llama::repack::DEFAULT_CHUNK_SIZE,
+          value_parser = chunk_size)]
+    pub(crate) chunk_size: usize,
+    /// Write files that are complete again, and remove those of another chunk size.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn chunk_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more layers".to_owned()),
+        Ok(size) => Ok(size),
+        Err(_) => Err("must be a number of layers, 1 or more".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn wrong_usage_is_refused() {
-        let cases: [&[&str]; 5] = [
+        let cases: [&[&str]; 8] = [
             &["llama-mesh"],
             &["llama-mesh", "no-such-command"],
             &["llama-mesh", "up", "--workers", "0"],
             &["llama-mesh", "chat", "--json"],
+            &["llama-mesh", "repack", "a"],
+            &["llama-mesh", "repack", "a", "b", "--chunk-size", "0"],
+            &["llama-mesh", "repack", "a", "b", "--chunk-size", "-1"],
             &["llama-mesh", "chat", "hi", "--url", "http://x", "--chips", "3"],
         ];
         for case in cases {
@@ -147,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_contract_parses() {
-        let cases: [&[&str]; 4] = [
+        let cases: [&[&str]; 6] = [
             &["llama-mesh", "up", "--model", "m.gguf", "--device", "CPU", "--chips", "3"],
             &[
                 "llama-mesh",
@@ -171,6 +203,8 @@ mod tests {
                 "1",
             ],
             &["llama-mesh", "models", "--json"],
+            &["llama-mesh", "repack", "a", "b"],
+            &["llama-mesh", "repack", "a", "b", "--chunk-size", "1", "--force", "--json"],
         ];
         for case in cases {
             assert!(Cli::try_parse_from(case).is_ok(), "{case:?}");

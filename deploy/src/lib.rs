@@ -13,6 +13,7 @@ mod demo;
 mod driver;
 mod models;
 mod progress;
+mod repack;
 mod services;
 mod up;
 
@@ -61,6 +62,7 @@ fn run_command(command: Command) -> ExitCode {
             Command::Chat(args) => chat::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Models(args) => models::run(args).await,
+            Command::Repack(args) => repack::run(args).await,
             // `run` has taken these two.
             Command::Gateway { .. } | Command::Worker { .. } => Ok(ExitCode::SUCCESS),
         }
