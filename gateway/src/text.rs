@@ -39,7 +39,7 @@ pub struct TextModel {
 #[derive(Debug)]
 pub enum ChatFormat {
     /// By the template that came with the model.
-    Template(ChatTemplate),
+    Template(Box<ChatTemplate>),
     /// By Llama 3's own format, for models of that family without a template.
     Meta(MetaChatFormat),
 }
@@ -104,7 +104,7 @@ impl TextModel {
     /// With Meta's format in place of a template, if the model's tokens have it.
     fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, fingerprint: String) -> Self {
         let chat_format = match template {
-            Some(template) => Some(ChatFormat::Template(template)),
+            Some(template) => Some(ChatFormat::Template(Box::new(template))),
             None => MetaChatFormat::new(&tokenizer).map(ChatFormat::Meta),
         };
         Self { tokenizer: Arc::new(tokenizer), chat_format, fingerprint }

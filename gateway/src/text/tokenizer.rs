@@ -140,7 +140,7 @@ pub enum TokenizerError {
     Gguf(#[from] ::gguf::GgufError),
     /// Meta's `tokenizer.model` is damaged.
     #[error(transparent)]
-    Meta(#[from] MetaTokenizerError),
+    Meta(#[from] Box<MetaTokenizerError>),
     /// A kind of tokenizer that is not supported.
     #[error("{what} {found:?} is not supported, supported are: {supported}")]
     Unsupported {

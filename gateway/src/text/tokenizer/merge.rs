@@ -31,6 +31,8 @@ pub(super) struct Merger {
     /// The token of each byte; bytes without one are left out of the text.
     bytes: Box<[u32; 256]>,
     pairs: HashMap<u64, Merge>,
+    /// The same for pairs of bytes, by both of them: every piece starts there.
+    byte_pairs: Box<[Merge]>,
     /// The tokens that a piece of their bytes becomes.
     pieces: HashTable<u32>,
     hasher: DefaultHashBuilder,
@@ -102,9 +104,15 @@ impl Merger {
             Merges::Listed(merges) => listed(merges, &ids)?,
             Merges::ByRank => by_rank(&ids),
         };
+        let pair = |bytes_of_pair: usize| {
+            let (left, right) = (bytes[bytes_of_pair >> 8], bytes[bytes_of_pair & 0xff]);
+            pairs.get(&key(left, right)).copied().unwrap_or(NO_MERGE)
+        };
+        let byte_pairs = (0..1 << 16).map(pair).collect();
         let mut merger = Self {
             bytes,
             pairs,
+            byte_pairs,
             pieces: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
             max_piece_bytes: 0,
@@ -163,12 +171,19 @@ impl Merger {
     }
 
     fn merge(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let tokens = piece.iter().map(|&byte| self.bytes[usize::from(byte)]);
-        let part = |id| Part { id, with_next: NO_MERGE };
         scratch.parts.clear();
-        scratch.parts.extend(tokens.filter(|&id| id != NONE).map(part));
-        for at in 1..scratch.parts.len() {
-            scratch.parts[at - 1].with_next = self.pair(&scratch.parts, at - 1, at);
+        let mut before = None;
+        for &byte in piece {
+            let id = self.bytes[usize::from(byte)];
+            if id == NONE {
+                continue;
+            }
+            let pair = before.map(|before| usize::from(before) << 8 | usize::from(byte));
+            if let (Some(pair), Some(left)) = (pair, scratch.parts.last_mut()) {
+                left.with_next = self.byte_pairs[pair];
+            }
+            scratch.parts.push(Part { id, with_next: NO_MERGE });
+            before = Some(byte);
         }
         if scratch.parts.len() <= MAX_SHORT_BYTES {
             self.merge_short(&mut scratch.parts);
@@ -187,8 +202,13 @@ impl Merger {
         loop {
             let ranks = parts.iter().map(|part| part.with_next.rank);
             // The first of equals.
-            let Some((at, rank)) = ranks.enumerate().min_by_key(|&(_, rank)| rank) else { return };
-            if rank == NONE {
+            let (mut at, mut lowest) = (0, NONE);
+            for (here, rank) in ranks.enumerate() {
+                if rank < lowest {
+                    (at, lowest) = (here, rank);
+                }
+            }
+            if lowest == NONE {
                 return;
             }
             parts[at].id = parts[at].with_next.id;

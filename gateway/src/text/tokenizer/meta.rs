@@ -110,8 +110,8 @@ impl Tokenizer {
     pub fn from_meta(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join(FILE);
         let file = read_bounded(&path, MAX_FILE_BYTES)?;
-        let mut tokens =
-            ranked(&file).map_err(|(line, problem)| MetaTokenizerError { path, line, problem })?;
+        let mut tokens = ranked(&file)
+            .map_err(|(line, problem)| Box::new(MetaTokenizerError { path, line, problem }))?;
         // The file has at most 16 MiB, so there are fewer lines than this.
         let num_ranks = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         let names = CONTROL.iter().map(|&name| name.to_owned());

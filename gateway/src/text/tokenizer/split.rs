@@ -145,12 +145,10 @@ enum Class {
 
 impl Class {
     fn of(char: char) -> Self {
-        if char.is_ascii_alphabetic() {
-            Self::Letter
+        if let Some(&class) = ASCII.get(char as usize) {
+            class
         } else if char.is_whitespace() {
             Self::Space
-        } else if char.is_ascii() {
-            if char.is_ascii_digit() { Self::Number } else { Self::Other }
         } else if LETTERS.contains(char) {
             Self::Letter
         } else if NUMBERS.contains(char) {
@@ -160,6 +158,22 @@ impl Class {
         }
     }
 }
+
+/// The classes of ASCII, where most text is.
+const ASCII: [Class; 128] = {
+    let mut classes = [Class::Other; 128];
+    let mut code = 0u8;
+    while code < 128 {
+        classes[code as usize] = match code {
+            b'a'..=b'z' | b'A'..=b'Z' => Class::Letter,
+            b'0'..=b'9' => Class::Number,
+            b' ' | b'\t'..=b'\r' => Class::Space,
+            _ => Class::Other,
+        };
+        code += 1;
+    }
+    classes
+};
 
 /// One bit for each code point: whether it is in the class. The standard library
 /// has "alphabetic" but not `\p{L}`, and a newer Unicode than the regular
