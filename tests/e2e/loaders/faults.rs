@@ -85,7 +85,8 @@ fn row_49_a_safetensors_header_beyond_its_file_takes_no_memory() {
 #[test]
 fn row_50_a_file_that_is_cut_after_it_was_opened_is_an_error() {
     for specimen in specimen::all() {
-        if specimen.file.extension().is_some_and(|extension| extension == "json") {
+        let extension = specimen.file.extension().and_then(|extension| extension.to_str());
+        if !matches!(extension, Some("gguf" | "safetensors" | "pth")) {
             continue;
         }
         let checkpoint = Checkpoint::open(&specimen.model).unwrap();

