@@ -1,6 +1,7 @@
 //! The command line (a contract: scripts and people rely on it).
 
 mod demo;
+mod eval;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub(crate) use self::demo::{DemoArgs, DemoMode};
+pub(crate) use self::eval::EvalArgs;
 
 /// Serve Llama 3 on Tenstorrent meshes, or on this machine's CPU.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Run prompts through a model in this process and measure its speed.
     Demo(DemoArgs),
+    /// Measure a policy's or a device's accuracy against a reference.
+    Eval(EvalArgs),
     /// List the models of a running gateway.
     Models(ModelsArgs),
     /// Rewrite Meta's shards of 70B as layers_A-B.pth, files of whole layers.

@@ -12,11 +12,12 @@ mod screen;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use self::batch::{BatchRun, Decoding};
 use self::encode::{Encoded, Fit};
 pub(crate) use self::preset::{Preset, select_preset};
+pub(crate) use self::prompts::{LONG_TEXT, read_text};
 use self::report::{BatchReport, Report};
 use self::screen::Screen;
 use crate::cli::{DemoArgs, DemoMode, usage_error};
@@ -68,7 +69,11 @@ fn run_blocking(args: &DemoArgs, plan: Plan, model: PathBuf) -> anyhow::Result<E
     };
     let opened = Opened::open(&model, &args.model)?;
     let model_len = opened.config.max_position_embeddings;
-    let max_len = args.max_seq_len.map_or(model_len, |len| (len as usize).min(model_len));
+    let max_len = args.max_seq_len.map_or(model_len, |len| len as usize);
+    ensure!(
+        max_len <= model_len,
+        "--max-seq-len asks for {max_len} tokens, the model was made for {model_len}"
+    );
     let fit = Fit { max_len, iterations: args.iterations as usize, clip: args.clip };
     let encoded = encode::encode_all(&opened.text, &prompts, plan.mode, fit)?;
     for (number, prompt) in (1..).zip(&encoded).filter(|(_, prompt)| prompt.clipped > 0) {

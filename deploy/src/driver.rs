@@ -1,4 +1,4 @@
-//! A model in this process, stepped by hand: what the tools that measure share.
+//! A model in this process, stepped by hand: what `demo` and `eval` share.
 //!
 //! No gateway, no engine: these tools measure the model itself, so they make
 //! the step batches of its forward pass on their own. The KV cache is paged as
@@ -14,6 +14,9 @@ use worker::engine::Forward;
 
 pub(crate) use self::blocks::BlockTables;
 pub(crate) use self::open::{Loaded, Opened, Sizes};
+
+/// Rows of logits in one step while a whole text is scored: bounds their memory.
+const MAX_LOGIT_ROWS: usize = 64;
 
 /// The forward pass and how large its steps may be.
 pub(crate) struct Driver {
@@ -63,6 +66,28 @@ impl Driver {
             self.step(std::slice::from_mut(sequence), &[chunk], wanted)?;
         }
         Ok(&mut self.logits)
+    }
+
+    /// Computes a text in chunks and gives `rows` the logits after every token,
+    /// `[tokens of the chunk, vocab_size]`, with the position of the first.
+    ///
+    /// # Errors
+    /// When the mesh fails, or from `rows`.
+    ///
+    /// # Panics
+    /// As [`Driver::prefill`].
+    pub(crate) fn prefill_scored(
+        &mut self,
+        sequence: &mut Sequence,
+        ids: &[u32],
+        rows: &mut dyn FnMut(usize, &[f32]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        for chunk in ids.chunks(self.max_step_tokens.min(MAX_LOGIT_ROWS)) {
+            let first_position = sequence.len;
+            self.step(std::slice::from_mut(sequence), &[chunk], 0..chunk.len())?;
+            rows(first_position, &self.logits)?;
+        }
+        Ok(())
     }
 
     /// Feeds each sequence its next token and returns the logits after them,

@@ -11,6 +11,7 @@ mod client;
 mod default_model;
 mod demo;
 mod driver;
+mod eval;
 mod models;
 mod progress;
 mod repack;
@@ -61,6 +62,7 @@ fn run_command(command: Command) -> ExitCode {
             Command::Up(args) => up::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Demo(args) => demo::run(args).await,
+            Command::Eval(args) => eval::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Repack(args) => repack::run(args).await,
             // `run` has taken these two.

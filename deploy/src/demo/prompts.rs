@@ -20,7 +20,7 @@ const INSTRUCT: &str = include_str!("../../prompts/instruct.json");
 const GENERAL: &str = include_str!("../../prompts/general.json");
 const LONG: &str = include_str!("../../prompts/long.json");
 /// The context that `long.json` names.
-const LONG_TEXT: &str = include_str!("../../prompts/long.txt");
+pub(crate) const LONG_TEXT: &str = include_str!("../../prompts/long.txt");
 
 /// One prompt, its context read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(crate) fn from_file(path: &Path) -> anyhow::Result<Vec<Prompt>> {
 ///
 /// # Errors
 /// When it cannot be read, is too large, or is not UTF-8.
-fn read_text(path: &Path) -> anyhow::Result<String> {
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))

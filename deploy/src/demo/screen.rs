@@ -61,6 +61,9 @@ impl<'a> Screen<'a> {
                 if user + 1 == self.args.batch_size as usize && !self.decoding {
                     self.decoding = true;
                     eprintln!("Starting decode...");
+                    if self.live.is_some() {
+                        eprintln!("output:");
+                    }
                 }
             }
             Event::Token { id } => {
@@ -77,11 +80,21 @@ impl<'a> Screen<'a> {
         }
     }
 
-    /// The texts, unless they were shown as they came.
+    /// The texts, unless they were shown as they came, and the mean speed.
     ///
     /// # Errors
     /// When standard output cannot be written.
     pub(super) fn end(&mut self, prompts: &[&Encoded], run: &BatchRun) -> anyhow::Result<()> {
+        self.show_texts(prompts, run)?;
+        // The mean of all steps but the first.
+        if let Some(later @ [_, ..]) = run.steps.get(1..) {
+            let mean = later.iter().sum::<Duration>() / u32::try_from(later.len())?;
+            eprintln!("Decode: {}", speed(mean, prompts.len()));
+        }
+        Ok(())
+    }
+
+    fn show_texts(&mut self, prompts: &[&Encoded], run: &BatchRun) -> anyhow::Result<()> {
         if let Some(live) = &mut self.live {
             let rest = live.flush();
             say(&rest);

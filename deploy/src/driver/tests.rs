@@ -51,6 +51,26 @@ fn chunks_blocks_and_company_do_not_change_the_logits() {
     assert_eq!(last, expected);
 }
 
+#[test]
+fn scoring_gives_the_row_of_every_position() {
+    let ids: Vec<u32> = (0..150).map(|n| (n * 5 + 1) % 64).collect();
+    let (mut driver, tables) = tiny_driver(40, 100);
+    let mut sequence = tables.deal(1, 160, 1).unwrap().remove(0);
+    let mut rows = Vec::new();
+    driver
+        .prefill_scored(&mut sequence, &ids, &mut |first, logits| {
+            assert_eq!(first * 64, rows.len());
+            assert!(logits.len() <= MAX_LOGIT_ROWS * 64);
+            rows.extend_from_slice(logits);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(rows.len(), 150 * 64);
+    let mut sequence = tables.deal(1, 160, 2).unwrap().remove(0);
+    let last = driver.prefill(&mut sequence, &ids[..77]).unwrap();
+    assert_eq!(last, &rows[76 * 64..77 * 64]);
+}
+
 /// Writes a tokenizer of the 64 letters, digits and two more that stand for
 /// themselves.
 pub(crate) fn write_byte_tokenizer(directory: &std::path::Path) {

@@ -142,7 +142,7 @@ fn people_see_text_phases_and_a_table() {
 
 #[test]
 fn wrong_usage_says_what_there_is() {
-    let cases: [(&[&str], i32, &str); 7] = [
+    let cases: [(&[&str], i32, &str); 8] = [
         (&["-k", "no_such_run"], 2, "instruct_weights-long-performance"),
         (&["-k", "instruct"], 2, "instruct_weights-2_batch"),
         (&["-k", "instruct and"], 2, "where a word should be"),
@@ -150,6 +150,7 @@ fn wrong_usage_says_what_there_is() {
         (&["-k", "long-accuracy", "--mode", "general"], 2, "--mode"),
         (&["--batch-size", "33"], 2, "1..=32"),
         (&["--chips", "2"], 64, "1 or 3"),
+        (&["--max-seq-len", "10000"], 1, "made for 8192"),
     ];
     for (args, code, expected) in cases {
         let output = demo(args);
