@@ -5,7 +5,7 @@ use std::fmt;
 use std::ptr::NonNull;
 
 /// A cache line, and the widest vector register.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 /// A transparent huge page on x86-64 and on AArch64 with 4 KiB pages: buffers
 /// at least this large start on one, so that weights cost few TLB entries.
 const HUGE_PAGE: usize = 2 << 20;

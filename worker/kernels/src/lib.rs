@@ -6,6 +6,7 @@
 //! | function | computes | shapes |
 //! |---|---|---|
 //! | [`PackedMatrix::pack`] | weights in a [`Format`], ready for the kernels | `[n, k]` |
+//! | [`PackedMatrix::from_mapped`] | the same, packed before, from a file | `[n, k]` |
 //! | [`matmul`](matmul()) | y = x · Wᵀ for several matrices at once | x `[m, k]`, W `[n, k]`, y `[m, n]` |
 //! | [`KvCacheStore::write`] | one token's K and V into a page | `[num_kv_heads * head_dim]` each |
 //! | [`attention`](attention()) | causal attention over paged K and V | q `[rows, q_stride]`, out `[rows, num_heads * head_dim]` |
@@ -28,6 +29,7 @@ mod gemm;
 mod isa;
 mod kv_store;
 mod lanes;
+mod mapped;
 mod matmul;
 mod packed;
 mod pool;
@@ -37,6 +39,7 @@ mod testing;
 pub use attention::{Attention, AttentionSequence, attention};
 pub use isa::Isa;
 pub use kv_store::KvCacheStore;
+pub use mapped::MappedFile;
 pub use matmul::{Matmul, matmul};
-pub use packed::{Format, PackedMatrix, ReadRows};
+pub use packed::{Format, LAYOUT_VERSION, PackedMatrix, ReadRows};
 pub use pool::Pool;

@@ -1,11 +1,17 @@
 //! Weights, packed once so that a kernel reads them front to back.
 
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Pool;
 use crate::aligned::{AlignedBuffer, size_of_shape};
 use crate::block::{self, Exponents, ROWS, block_bytes};
 use crate::lanes::LANES;
+use crate::mapped::{MappedBytes, MappedFile, WeightBytes};
+
+/// Number of the arrangement of values in memory. Whoever changes a layout, or
+/// a rounding, raises it: files of packed weights outlive the program.
+pub const LAYOUT_VERSION: u32 = 1;
 
 /// Panels that one task packs: a few reads' worth, so that tasks cost nothing
 /// beside packing and the threads still finish together.
@@ -42,7 +48,7 @@ pub struct PackedMatrix {
     n: usize,
     k: usize,
     blocks_per_panel: usize,
-    data: AlignedBuffer,
+    data: WeightBytes,
 }
 
 impl PackedMatrix {
@@ -86,8 +92,39 @@ impl PackedMatrix {
         drop(tasks);
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
-            None => Ok(Self { format, n, k, blocks_per_panel, data }),
+            None => Ok(Self { format, n, k, blocks_per_panel, data: WeightBytes::Owned(data) }),
         }
+    }
+
+    /// A matrix `[n, k]` that was packed before: `range` of `file` holds its
+    /// [`packed_bytes`](Self::packed_bytes), from [`LAYOUT_VERSION`].
+    ///
+    /// Any bytes are a matrix; whether they are the right ones is the caller's
+    /// to find out. `None` when `n` or `k` is 0, or the range has not the length
+    /// of such a matrix, is not inside the file, or does not begin on a multiple
+    /// of 64.
+    #[must_use]
+    pub fn from_mapped(
+        format: Format,
+        [n, k]: [usize; 2],
+        file: &Arc<MappedFile>,
+        range: Range<usize>,
+    ) -> Option<Self> {
+        let blocks_per_panel = k.div_ceil(ROWS);
+        let num_bytes = [blocks_per_panel, block_bytes(format)]
+            .into_iter()
+            .try_fold(n.div_ceil(LANES), usize::checked_mul)?;
+        if num_bytes == 0 || range.len() != num_bytes {
+            return None;
+        }
+        let data = WeightBytes::Mapped(MappedBytes::new(Arc::clone(file), range)?);
+        Some(Self { format, n, k, blocks_per_panel, data })
+    }
+
+    /// All of it as it lies in memory: what a file must hold to be mapped later.
+    #[must_use]
+    pub fn packed_bytes(&self) -> &[u8] {
+        &self.data.as_slice()[..self.bytes()]
     }
 
     /// The storage format.
@@ -108,10 +145,10 @@ impl PackedMatrix {
         self.k
     }
 
-    /// Bytes of memory it holds.
+    /// Bytes of memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.data.num_bytes()
+        self.num_panels() * self.panel_bytes()
     }
 
     /// Row `r` as f32, for instance the embedding of token `r`. `out` is `[k]`.
@@ -176,6 +213,8 @@ fn pack_panels<'a, E>(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
     use crate::bfp::{GROUP, decode_group, encode_group};
     use crate::convert::{bf16_from_f32, f32_from_bf16};
@@ -229,6 +268,58 @@ mod tests {
         for (format, bits) in FORMATS.into_iter().zip([32.0, 16.0, 8.5, 4.5]) {
             let packed = pack(format, 64, 256, &values(1, 64 * 256));
             assert_eq!(packed.bytes() as f64 * 8.0 / (64.0 * 256.0), bits, "{format:?}");
+        }
+    }
+
+    /// FNV-1a.
+    fn hash(bytes: &[u8]) -> u64 {
+        bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
+    #[test]
+    fn a_layout_has_the_bytes_that_its_version_stands_for() {
+        let packed =
+            FORMATS.map(|format| hash(pack(format, 50, 40, &values(6, 50 * 40)).packed_bytes()));
+        assert_eq!(
+            (LAYOUT_VERSION, packed),
+            (
+                1,
+                [
+                    0x4656_0194_a2bf_5437,
+                    0xf065_2906_9630_4900,
+                    0xdd70_efce_c2b5_9115,
+                    0xda34_17a4_224a_e4b6
+                ]
+            ),
+            "files of packed weights are out of date: raise LAYOUT_VERSION with the hashes"
+        );
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no files")]
+    fn a_mapped_matrix_is_the_one_that_was_packed() {
+        for format in FORMATS {
+            let packed = pack(format, 50, 40, &values(6, 50 * 40));
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&[[0xff; 64].as_slice(), packed.packed_bytes(), &[0xff]].concat())
+                .unwrap();
+            let file = Arc::new(MappedFile::new(&file).unwrap());
+            let range = 64..64 + packed.bytes();
+            let map = |shape, range| PackedMatrix::from_mapped(format, shape, &file, range);
+            let mapped = map([50, 40], range.clone()).unwrap();
+            assert_eq!((mapped.n(), mapped.k(), mapped.format()), (50, 40, format));
+            assert_same_bits(&unpack(&mapped), &unpack(&packed), &format!("{format:?}"));
+            // The same number of panels and blocks is the same number of bytes.
+            assert!(map([49, 33], range.clone()).is_some());
+            for shape in [[48, 40], [50, 49], [0, 40], [50, 0], [usize::MAX, usize::MAX]] {
+                assert!(map(shape, range.clone()).is_none(), "{shape:?}");
+            }
+            for range in [range.start..range.end - 1, 63..range.end - 1, 128..range.end + 64] {
+                assert!(map([50, 40], range.clone()).is_none(), "{range:?}");
+            }
+            assert!(map([0, 40], 64..64).is_none());
         }
     }
 
