@@ -15,11 +15,13 @@ pub mod conformance;
 mod dtype;
 mod matrix;
 mod placement;
+mod weight_cache;
 
 pub use batch::{SequenceSlice, StepBatch};
 pub use dtype::DType;
 pub use matrix::{DenseMatrix, Matrix};
 pub use placement::{ColumnParallel, Partial, Replicated, RowParallel, Sharded};
+pub use weight_cache::WeightCacheUse;
 
 /// What goes wrong on a mesh, by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +165,17 @@ pub trait Mesh {
         cache: KvCacheShape,
         attention: AttentionShape,
     ) -> Result<Self::KvCache, MeshError>;
+
+    /// Tells that every weight has been loaded, and that the checkpoint was the
+    /// same throughout: a mesh that keeps prepared weights for the next start
+    /// completes its cache here, and not if the load fails before. A cache that
+    /// cannot be written is no error.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn finish_loading(&mut self) -> Result<WeightCacheUse, MeshError> {
+        Ok(WeightCacheUse::Unused)
+    }
 
     // ------------------------------------------------------------ the step
 
