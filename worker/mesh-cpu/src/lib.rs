@@ -14,12 +14,13 @@
 //! rows of its step, nor on how its sequence was cut into chunks, nor on the
 //! number of threads. The number of chips does change them, within rounding.
 //!
-//! Must never know: models, files, requests, instruction sets. Read [`CpuMesh`]
-//! first, then `ops`.
+//! Must never know: models, checkpoints, requests, instruction sets. Read [`CpuMesh`]
+//! first, then `ops`; `cache` is the only file that it touches.
 #![forbid(unsafe_code)]
 
 mod attention;
 mod buffers;
+mod cache;
 mod chip;
 mod collective;
 mod fan_out;
@@ -31,14 +32,16 @@ mod weights;
 use kernels::{Isa, Pool};
 use mesh::{
     AttentionShape, ColumnParallel, DType, KvCacheShape, Matrix, Mesh, MeshDescription, MeshError,
-    Partial, Replicated, RowParallel, Sharded, StepBatch,
+    Partial, Replicated, RowParallel, Sharded, StepBatch, WeightCacheUse,
 };
 
 pub use attention::Rope;
+pub use cache::WeightCacheFile;
 pub use kv_cache::KvCache;
 pub use tensor::Tensor;
 pub use weights::Weight;
 
+use cache::{WeightCache, WeightKey};
 use chip::Chips;
 use ops::Compute;
 
@@ -47,6 +50,7 @@ use ops::Compute;
 pub struct CpuMesh {
     chips: Chips,
     compute: Compute,
+    cache: WeightCache,
 }
 
 impl CpuMesh {
@@ -72,7 +76,16 @@ impl CpuMesh {
         if num_threads == 0 {
             return Err(MeshError::DoesNotFit("num_threads is 0, must be at least 1".into()));
         }
-        Ok(Self { chips, compute: Compute::new(Pool::new(num_threads), isa) })
+        let compute = Compute::new(Pool::new(num_threads), isa);
+        Ok(Self { chips, compute, cache: WeightCache::Off })
+    }
+
+    /// Takes the next model's weights from `file`, or packs them and writes it.
+    /// [`Mesh::finish_loading`] says which it was; the log says why.
+    #[must_use]
+    pub fn with_weight_cache(mut self, file: WeightCacheFile) -> Self {
+        self.cache = WeightCache::open(file, self.chips.count());
+        self
     }
 }
 
@@ -95,7 +108,9 @@ impl Mesh for CpuMesh {
         parts: &[&dyn Matrix],
         dtype: DType,
     ) -> Result<ColumnParallel<Weight>, MeshError> {
-        weights::column_parallel(&self.compute.pool, self.chips, parts, dtype).map(ColumnParallel)
+        let (pool, key) = (&self.compute.pool, WeightKey::column_parallel(parts, dtype));
+        let pack = || weights::column_parallel(pool, self.chips, parts, dtype);
+        self.cache.load(pool, &key, pack).map(ColumnParallel)
     }
 
     fn load_row_parallel(
@@ -103,7 +118,9 @@ impl Mesh for CpuMesh {
         matrix: &dyn Matrix,
         dtype: DType,
     ) -> Result<RowParallel<Weight>, MeshError> {
-        weights::row_parallel(&self.compute.pool, self.chips, matrix, dtype).map(RowParallel)
+        let (pool, key) = (&self.compute.pool, WeightKey::row_parallel(matrix, dtype));
+        let pack = || weights::row_parallel(pool, self.chips, matrix, dtype);
+        self.cache.load(pool, &key, pack).map(RowParallel)
     }
 
     fn load_embedding(
@@ -111,11 +128,14 @@ impl Mesh for CpuMesh {
         table: &dyn Matrix,
         dtype: DType,
     ) -> Result<Sharded<Weight>, MeshError> {
-        weights::embedding(&self.compute.pool, self.chips, table, dtype).map(Sharded)
+        let (pool, key) = (&self.compute.pool, WeightKey::embedding(table, dtype));
+        let pack = || weights::embedding(pool, self.chips, table, dtype);
+        self.cache.load(pool, &key, pack).map(Sharded)
     }
 
     fn load_gain(&mut self, gain: &dyn Matrix) -> Result<Replicated<Weight>, MeshError> {
-        weights::gain(gain).map(Replicated)
+        let (pool, key) = (&self.compute.pool, WeightKey::gain(gain));
+        self.cache.load(pool, &key, || weights::gain(gain)).map(Replicated)
     }
 
     fn load_rope(
@@ -133,6 +153,10 @@ impl Mesh for CpuMesh {
         attention: AttentionShape,
     ) -> Result<KvCache, MeshError> {
         KvCache::new(self.chips, cache, attention)
+    }
+
+    fn finish_loading(&mut self) -> Result<WeightCacheUse, MeshError> {
+        Ok(self.cache.finish())
     }
 
     fn embed(

@@ -9,9 +9,9 @@ use mesh::{DType, Matrix, MeshError};
 use crate::chip::Chips;
 
 /// A weight on the chips.
-pub struct Weight(Storage);
+pub struct Weight(pub(crate) Storage);
 
-enum Storage {
+pub(crate) enum Storage {
     /// A norm gain, f32, the same on every chip.
     Gain(Vec<f32>),
     /// One slice of a linear layer or of an embedding table per chip, in rank
