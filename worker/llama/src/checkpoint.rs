@@ -135,6 +135,14 @@ impl Checkpoint {
         &self.fingerprint
     }
 
+    /// 32 hexadecimal digits that change when the fingerprint does, or a file's
+    /// name, size or time: they also tell of an edit that the fingerprint's
+    /// samples miss, such as one row of the embedding. What is derived from the
+    /// weights and kept must be kept under this.
+    pub fn revision(&self) -> String {
+        fingerprint::of_revision(&self.fingerprint, &self.store)
+    }
+
     /// A weight, decoded as it is read; rows of q and k in interleaved order.
     /// A tied LM head is the embedding table.
     ///

@@ -75,6 +75,15 @@ impl DTypePolicy {
         }
     }
 
+    /// The formats of the weights, in words: all that packed weights depend on.
+    pub fn weights(&self) -> String {
+        let Self { attention, w1_w3, w2, lm_head, embedding, kv_cache: _ } = self;
+        format!(
+            "attention {attention}, w1/w3 {w1_w3}, w2 {w2}, lm_head {lm_head}, \
+             embedding {embedding}"
+        )
+    }
+
     fn uniform(dtype: DType) -> Self {
         Self {
             attention: dtype,
@@ -94,11 +103,7 @@ impl DTypePolicy {
 
 impl fmt::Display for DTypePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "attention {}, w1/w3 {}, w2 {}, lm_head {}, embedding {}, kv_cache {}",
-            self.attention, self.w1_w3, self.w2, self.lm_head, self.embedding, self.kv_cache
-        )
+        write!(f, "{}, kv_cache {}", self.weights(), self.kv_cache)
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use mesh::{AttentionShape, KvCacheShape, Mesh, MeshDescription, MeshError, StepBatch};
+use mesh::{
+    AttentionShape, KvCacheShape, Mesh, MeshDescription, MeshError, StepBatch, WeightCacheUse,
+};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::LlamaConfig;
@@ -57,6 +59,7 @@ pub struct Runner<M: Mesh> {
     config: LlamaConfig,
     plan: ShardPlan,
     kv_cache: KvCacheShape,
+    weight_cache: WeightCacheUse,
 }
 
 impl<M: Mesh> Runner<M> {
@@ -88,9 +91,10 @@ impl<M: Mesh> Runner<M> {
             head_dim: config.head_dim,
         };
         let cache = mesh.new_kv_cache(kv_cache, attention)?;
-        let model = WeightLoader::new(&mut mesh, checkpoint, &plan, &options.policy, progress)?
-            .load_model(options.max_model_len)?;
-        Ok(Self { mesh, model, cache, config, plan, kv_cache })
+        let (model, weight_cache) =
+            WeightLoader::new(&mut mesh, checkpoint, &plan, &options.policy, progress)?
+                .load_model(options.max_model_len)?;
+        Ok(Self { mesh, model, cache, config, plan, kv_cache, weight_cache })
     }
 
     /// Runs one step. `logits` becomes `[batch.logit_rows.len(), vocab]`,
@@ -120,6 +124,11 @@ impl<M: Mesh> Runner<M> {
     /// Size and format of the KV cache.
     pub fn kv_cache(&self) -> &KvCacheShape {
         &self.kv_cache
+    }
+
+    /// Whether the mesh had the weights from an earlier start.
+    pub fn weight_cache(&self) -> WeightCacheUse {
+        self.weight_cache
     }
 
     /// What the mesh is.

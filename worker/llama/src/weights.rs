@@ -1,6 +1,6 @@
 //! From a checkpoint, by name, to a model on a mesh.
 
-use mesh::{Matrix, Mesh, MeshError, Replicated};
+use mesh::{Matrix, Mesh, MeshError, Replicated, WeightCacheUse};
 
 use crate::block::{Block, OutputProjection};
 use crate::checkpoint::{Checkpoint, TensorMatrix};
@@ -14,7 +14,7 @@ use crate::shard::{ShardPlan, Split};
 /// How far a load has come, in bytes of the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
-    /// Read and handed to the mesh.
+    /// Handed to the mesh, whether it read them or had them already.
     pub done_bytes: u64,
     /// Everything that the model needs; a tied embedding counts twice.
     pub total_bytes: u64,
@@ -51,8 +51,11 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
         Ok(Self { mesh, checkpoint, plan, policy, progress, done_bytes: 0, total_bytes })
     }
 
-    /// Everything, in the order of use.
-    pub(crate) fn load_model(mut self, max_model_len: usize) -> Result<Llama<M>, LoadError> {
+    /// Everything, in the order of use, and whether the mesh had it already.
+    pub(crate) fn load_model(
+        mut self,
+        max_model_len: usize,
+    ) -> Result<(Llama<M>, WeightCacheUse), LoadError> {
         let checkpoint = self.checkpoint;
         let config = checkpoint.config();
         self.advance(0);
@@ -68,8 +71,11 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
         let dtype = self.policy.lm_head;
         let lm_head = self
             .one(WeightName::LmHead, |mesh, matrix| mesh.load_column_parallel(&[matrix], dtype))?;
+        // Before the mesh may keep what it has made of it.
         checkpoint.verify_unchanged()?;
-        Ok(Llama { embed_tokens, rope, blocks, norm, lm_head, rms_norm_eps: config.rms_norm_eps })
+        let cache_use = self.mesh.finish_loading()?;
+        let rms_norm_eps = config.rms_norm_eps;
+        Ok((Llama { embed_tokens, rope, blocks, norm, lm_head, rms_norm_eps }, cache_use))
     }
 
     fn block(&mut self, layer: usize) -> Result<Block<M>, LoadError> {

@@ -1,6 +1,7 @@
 //! An identity of a checkpoint that costs milliseconds, whatever its size.
 
 use std::fmt::Write as _;
+use std::time::UNIX_EPOCH;
 
 use sha2::{Digest, Sha256};
 
@@ -40,11 +41,31 @@ pub(super) fn compute(
             hasher.update(&buffer);
         }
     }
+    Ok(hex(hasher))
+}
+
+/// 32 hexadecimal digits over `fingerprint` and the name, size and time of
+/// every file.
+pub(super) fn of_revision(fingerprint: &str, store: &TensorStore) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(b"llama-mesh revision 1");
+    hash_field(&mut hasher, fingerprint.as_bytes());
+    for file in &store.files {
+        hash_field(&mut hasher, file.path().file_name().unwrap_or_default().as_encoded_bytes());
+        hash_number(&mut hasher, file.num_bytes());
+        let modified = file.modified().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        hasher.update(modified.unwrap_or_default().as_nanos().to_le_bytes());
+    }
+    hex(hasher)
+}
+
+/// The first half of the hash.
+fn hex(hasher: Sha256) -> String {
     let mut hex = String::new();
     for byte in &hasher.finalize()[..16] {
         write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
     }
-    Ok(hex)
+    hex
 }
 
 /// Offset and length of what is read of a tensor; first and last bytes are.

@@ -44,6 +44,11 @@ impl WeightFile {
         self.num_bytes
     }
 
+    /// When it was last written to, as it was opened.
+    pub(crate) fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+
     /// Maps the file, to parse its header.
     #[expect(unsafe_code, reason = "mapping a file is unsafe whatever the care taken")]
     pub(crate) fn map(&self) -> Result<Mmap, CheckpointError> {

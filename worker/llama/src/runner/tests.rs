@@ -3,7 +3,7 @@
 use std::fs;
 
 use mesh::{DType, SequenceSlice};
-use mesh_cpu::CpuMesh;
+use mesh_cpu::{CpuMesh, WeightCacheFile};
 use tempfile::TempDir;
 
 use super::*;
@@ -265,6 +265,7 @@ fn a_load_reports_every_byte_and_describes_itself() {
     let per_layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64;
     assert_eq!(last.total_bytes, 4 * (2 * 256 * 64 + 2 * per_layer + 64));
     assert_eq!(runner.mesh_description().num_chips, 2);
+    assert_eq!(runner.weight_cache(), WeightCacheUse::Unused);
     assert_eq!(runner.shard_plan().kv_heads_per_chip(), 1);
     assert_eq!(runner.kv_cache().dtype, DType::Bf16);
     assert_eq!(runner.config(), model.config());
@@ -310,7 +311,13 @@ fn a_file_that_changes_during_a_load_fails_it() {
         let (directory, checkpoint) = checkpoint(&model);
         let path = directory.path().join("tiny.gguf");
         let options = options(model.config(), Optimizations::F32);
-        let mesh = CpuMesh::new(1, 1).unwrap();
+        let cache = WeightCacheFile {
+            path: directory.path().join("cache/performance.weights"),
+            checkpoint: checkpoint.revision(),
+            policy: options.policy.weights(),
+        };
+        let cached = cache.path.parent().unwrap().to_owned();
+        let mesh = CpuMesh::new(1, 1).unwrap().with_weight_cache(cache);
         let mut changed = false;
         let mut progress = |progress: LoadProgress| {
             if !changed && progress.done_bytes > 0 {
@@ -320,5 +327,6 @@ fn a_file_that_changes_during_a_load_fails_it() {
         };
         let error = Runner::load(mesh, &checkpoint, &options, &mut progress).unwrap_err();
         assert!(error.to_string().contains("changed while it was being read"), "{error}");
+        assert_eq!(fs::read_dir(cached).unwrap().count(), 0, "half of each is not kept");
     }
 }
