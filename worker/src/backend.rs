@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::config::ConfigError;
 use common::model::ModelFiles;
@@ -10,8 +10,8 @@ use llama::{
     Checkpoint, DTypePolicy, LlamaConfig, LoadOptions, LoadProgress, NameCheck, Optimizations,
     Runner, ShardPlan,
 };
-use mesh::DType;
-use mesh_cpu::CpuMesh;
+use mesh::{DType, WeightCacheUse};
+use mesh_cpu::{CpuMesh, WeightCacheFile};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{MeshChoice, WorkerConfig};
@@ -21,6 +21,7 @@ use crate::engine::{
 use crate::error::WorkerError;
 use crate::identity::{DeviceIdentity, Identity, Limits, ModelIdentity, eos_token_ids};
 use crate::memory;
+use crate::weight_cache;
 
 /// Most memory that the KV cache takes unasked.
 const DEFAULT_KV_BYTES: u64 = 1 << 30;
@@ -40,11 +41,25 @@ pub struct LoadedModel {
     pub forward: Box<dyn Forward>,
     /// What it is.
     pub identity: Identity,
+    /// How it was loaded.
+    pub report: LoadReport,
+}
+
+/// How a load went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Whether the weights came from, or are now in, a weight cache.
+    pub weight_cache: WeightCacheUse,
+    /// From the first look at the files until the model can step.
+    pub took: Duration,
 }
 
 impl std::fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadedModel").field("identity", &self.identity).finish_non_exhaustive()
+        f.debug_struct("LoadedModel")
+            .field("identity", &self.identity)
+            .field("report", &self.report)
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,7 +83,7 @@ pub fn load(
     config: &WorkerConfig,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Backend, WorkerError> {
-    let LoadedModel { forward, identity } = load_model(config, progress)?;
+    let LoadedModel { forward, identity, .. } = load_model(config, progress)?;
     start(forward, config.waiting_seqs(), identity)
 }
 
@@ -83,6 +98,7 @@ pub fn load_model(
     config: &WorkerConfig,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<LoadedModel, WorkerError> {
+    let started = Instant::now();
     let path = config.model.clone().ok_or_else(no_model)?;
     let files = ModelFiles::locate(&path)?;
     let name_check = if config.ignore_model_name { NameCheck::Ignore } else { NameCheck::Enforce };
@@ -110,12 +126,12 @@ pub fn load_model(
         eos_token_ids: eos_token_ids(&files, vocab_size),
     };
     tracing::info!(model = model.name, num_chips, %policy, ?limits, "loading");
-    let runner = Runner::load(
-        CpuMesh::new(num_chips as usize, config.num_threads())?,
-        &checkpoint,
-        &options,
-        progress,
-    )?;
+    let mut mesh = CpuMesh::new(num_chips as usize, config.num_threads())?;
+    if let Some(path) = weight_cache::path(config, &files, num_chips) {
+        let (checkpoint, policy) = (checkpoint.revision(), policy.weights());
+        mesh = mesh.with_weight_cache(WeightCacheFile { path, checkpoint, policy });
+    }
+    let runner = Runner::load(mesh, &checkpoint, &options, progress)?;
     let description = runner.mesh_description();
     let device = DeviceIdentity {
         name: description.device,
@@ -126,7 +142,9 @@ pub fn load_model(
         logits_dtype: description.logits_dtype.to_string(),
     };
     let identity = Identity { model, device, limits, prefix_cache: config.prefix_cache };
-    Ok(LoadedModel { forward: Box::new(runner), identity })
+    let report = LoadReport { weight_cache: runner.weight_cache(), took: started.elapsed() };
+    tracing::info!(weight_cache = %report.weight_cache, took = ?report.took, "loaded");
+    Ok(LoadedModel { forward: Box::new(runner), identity, report })
 }
 
 /// Starts an engine that steps `forward` within the identity's limits.

@@ -68,6 +68,10 @@ struct Args {
     /// Number formats [default: performance].
     #[arg(long)]
     optimizations: Option<OptimizationsKind>,
+    /// Keep packed weights in the model's directory for the next start
+    /// [default: true].
+    #[arg(long, value_name = "BOOL")]
+    weight_cache: Option<bool>,
     /// Most tokens of a sequence [default: the model's own].
     #[arg(long, value_name = "TOKENS")]
     max_model_len: Option<u32>,
@@ -127,6 +131,7 @@ impl Args {
             ("chips", json!(self.chips)),
             ("threads", json!(self.threads)),
             ("optimizations", json!(self.optimizations)),
+            ("weight_cache", json!(self.weight_cache)),
             ("max_model_len", json!(self.max_model_len)),
             ("max_num_seqs", json!(self.max_num_seqs)),
             ("max_waiting_seqs", json!(self.max_waiting_seqs)),
@@ -253,6 +258,8 @@ mod tests {
             "2",
             "--optimizations",
             "f32",
+            "--weight-cache",
+            "false",
             "--max-model-len",
             "64",
             "--max-num-seqs",

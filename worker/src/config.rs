@@ -52,6 +52,8 @@ pub struct WorkerConfig {
     pub threads: Option<NonZeroUsize>,
     /// Number formats.
     pub optimizations: OptimizationsKind,
+    /// Keep the packed weights beside the checkpoint for the next start.
+    pub weight_cache: bool,
     /// Most tokens of a sequence; the model's own, as far as the KV cache holds
     /// it, where unset.
     pub max_model_len: Option<u32>,
@@ -139,6 +141,7 @@ impl Default for WorkerConfig {
             chips: None,
             threads: None,
             optimizations: OptimizationsKind::Performance,
+            weight_cache: true,
             max_model_len: None,
             max_num_seqs: 32,
             max_waiting_seqs: None,

@@ -22,3 +22,4 @@ pub mod engine;
 pub mod sampler;
 
 pub mod backend;
+mod weight_cache;
