@@ -173,6 +173,10 @@ fn one_line_says_why_a_cache_was_not_used() {
     let directory = hugging_face();
     let config = config(directory.path());
     let path = directory.path().join("CPU/performance.weights");
+    // While there is only one subscriber, an event that another thread is the
+    // first to reach is switched off for all, by that thread having none.
+    let _second =
+        tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(Log::default()).finish());
     let lines = |config: &WorkerConfig| {
         let log = Log::default();
         let subscriber =
