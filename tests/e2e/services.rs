@@ -17,6 +17,8 @@ mod launcher;
 mod load;
 #[path = "services/openai_client.rs"]
 mod openai_client;
+#[path = "services/repack.rs"]
+mod repack;
 #[path = "services/shutdown.rs"]
 mod shutdown;
 #[path = "services/trace.rs"]
