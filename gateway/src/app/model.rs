@@ -54,7 +54,7 @@ impl LoadedModel {
         let max_model_len = match &files {
             ModelFiles::Gguf(file) => gguf_context(file)?,
             ModelFiles::HuggingFace(dir) => hugging_face_context(&dir.join("config.json"))?,
-            ModelFiles::Meta(_) => None,
+            ModelFiles::Meta(dir) => Some(meta_context(&dir.join("params.json"))?),
         };
         Ok(Self {
             name: name.unwrap_or_else(|| files.name()),
@@ -79,20 +79,37 @@ fn gguf_context(file: &Path) -> Result<Option<u32>, LoadError> {
     })
 }
 
+/// Where the model also sees images, the text has a configuration of its own.
 fn hugging_face_context(file: &Path) -> Result<Option<u32>, LoadError> {
-    let refuse = |reason: String| LoadError::Config { path: file.to_owned(), reason };
-    let bytes = std::fs::read(file).map_err(|error| refuse(error.to_string()))?;
-    let config: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
-    match config.get("max_position_embeddings") {
+    let config = read_json(file)?;
+    let text = config.get("text_config").unwrap_or(&config);
+    match text.get("max_position_embeddings") {
         None => Ok(None),
         Some(value) => value
             .as_u64()
             .and_then(|value| u32::try_from(value).ok())
             .filter(|value| *value > 0)
             .map(Some)
-            .ok_or_else(|| refuse(format!("max_position_embeddings is {value}"))),
+            .ok_or_else(|| refuse(file, format!("max_position_embeddings is {value}"))),
     }
+}
+
+/// Meta's file does not state it: it follows from how the model was trained.
+fn meta_context(file: &Path) -> Result<u32, LoadError> {
+    let params = read_json(file)?;
+    // Older files wrap everything.
+    let params = params.get("model").filter(|inner| inner.is_object()).unwrap_or(&params);
+    let scaled = params.get("use_scaled_rope").and_then(serde_json::Value::as_bool);
+    Ok(if scaled == Some(true) { 131_072 } else { 8192 })
+}
+
+fn read_json(file: &Path) -> Result<serde_json::Value, LoadError> {
+    let bytes = std::fs::read(file).map_err(|error| refuse(file, error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| refuse(file, error.to_string()))
+}
+
+fn refuse(file: &Path, reason: String) -> LoadError {
+    LoadError::Config { path: file.to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -135,8 +152,24 @@ mod tests {
         };
         assert_eq!(context("{}").unwrap(), None);
         assert_eq!(context(r#"{"max_position_embeddings":8192}"#).unwrap(), Some(8192));
+        let vision = r#"{"text_config":{"max_position_embeddings":4096}}"#;
+        assert_eq!(context(vision).unwrap(), Some(4096));
         for bad in ["0", "-1", "1e30", "\"x\"", "null", "4294967296"] {
             context(&format!("{{\"max_position_embeddings\":{bad}}}")).unwrap_err();
         }
+    }
+
+    #[test]
+    fn metas_context_follows_from_the_scaled_frequencies() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("params.json");
+        let context = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            meta_context(&file)
+        };
+        assert_eq!(context(r#"{"use_scaled_rope":true}"#).unwrap(), 131_072);
+        assert_eq!(context(r#"{"model":{"use_scaled_rope":true}}"#).unwrap(), 131_072);
+        assert_eq!(context(r#"{"dim":4096}"#).unwrap(), 8192);
+        context("{").unwrap_err();
     }
 }
