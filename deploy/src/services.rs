@@ -166,8 +166,12 @@ fn worker_args(model: &ModelArgs, path: &Path, socket: &Path) -> Vec<OsString> {
     option("--device", model.device.clone());
     option("--chips", model.chips.map(|chips| chips.to_string()));
     option("--optimizations", model.optimizations.clone());
+    option("--kv-dtype", model.kv_dtype.clone());
     if model.simulate {
         args.push("--simulate".into());
+    }
+    if model.ignore_model_name {
+        args.push("--ignore-model-name".into());
     }
     args
 }

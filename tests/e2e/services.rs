@@ -7,6 +7,8 @@ mod bad_files;
 mod bad_input;
 #[path = "services/demo.rs"]
 mod demo;
+#[path = "services/devices.rs"]
+mod devices;
 #[path = "services/eval.rs"]
 mod eval;
 #[path = "services/hugging_face.rs"]

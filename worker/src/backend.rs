@@ -6,11 +6,8 @@ use std::time::{Duration, Instant};
 
 use common::config::ConfigError;
 use common::model::ModelFiles;
-use llama::{
-    Checkpoint, DTypePolicy, LlamaConfig, LoadOptions, LoadProgress, NameCheck, Optimizations,
-    Runner, ShardPlan,
-};
-use mesh::{DType, WeightCacheUse};
+use llama::{Checkpoint, LlamaConfig, LoadOptions, LoadProgress, NameCheck, Optimizations, Runner};
+use mesh::WeightCacheUse;
 use mesh_cpu::{CpuMesh, WeightCacheFile};
 use sha2::{Digest as _, Sha256};
 
@@ -19,12 +16,11 @@ use crate::engine::{
     ClientLimits, Engine, EngineConfig, EngineHandle, EngineOptions, EngineThread, Forward,
 };
 use crate::error::WorkerError;
-use crate::identity::{DeviceIdentity, Identity, Limits, ModelIdentity, eos_token_ids};
+use crate::identity::{DeviceIdentity, Identity, ModelIdentity, eos_token_ids};
 use crate::memory;
+use crate::sizing::{self, HostMemory};
 use crate::weight_cache;
 
-/// Most memory that the KV cache takes unasked.
-const DEFAULT_KV_BYTES: u64 = 1 << 30;
 /// Rows of logits in one step: bounds the memory of prompt log-probabilities.
 const MAX_LOGIT_ROWS: usize = 64;
 /// Steps in a client's channel; it reads each at once unless it is slow.
@@ -101,14 +97,17 @@ pub fn load_model(
     let started = Instant::now();
     let path = config.model.clone().ok_or_else(no_model)?;
     let files = ModelFiles::locate(&path)?;
+    let mesh = config.mesh()?;
+    let MeshChoice::Cpu { num_chips, simulates } = mesh;
+    // The small files tell what does not fit, however large the weights are.
+    let cached = weight_cache::path(config, &files, num_chips).is_some_and(|path| path.is_file());
+    let host = HostMemory { available: memory::available_bytes(), weights_are_mapped: cached };
+    let model_config = LlamaConfig::from_path(files.path())?;
+    let limits = sizing::limits(config, &model_config, mesh, host)?;
     let name_check = if config.ignore_model_name { NameCheck::Ignore } else { NameCheck::Enforce };
     let checkpoint = Checkpoint::open_with(files.path(), name_check)?;
-    let MeshChoice::Cpu { num_chips } = config.mesh()?;
-    // For its error, which names the numbers of chips that fit.
-    ShardPlan::new(checkpoint.config(), num_chips as usize)?;
     let optimizations = Optimizations::from(config.optimizations);
-    let policy = DTypePolicy::choose(checkpoint.config(), optimizations);
-    let limits = limits(config, checkpoint.config(), policy.kv_cache)?;
+    let policy = config.policy(checkpoint.config());
     let options = LoadOptions {
         policy,
         max_model_len: limits.max_model_len as usize,
@@ -135,6 +134,7 @@ pub fn load_model(
     let description = runner.mesh_description();
     let device = DeviceIdentity {
         name: description.device,
+        simulates: simulates.map(|card| card.to_string()),
         num_chips,
         optimizations: optimizations.to_string(),
         weight_dtype: policy.attention.to_string(),
@@ -192,55 +192,6 @@ fn no_model() -> ConfigError {
     ConfigError::value("model", "is unset, and so is $LLAMA_DIR: name a directory or a .gguf file")
 }
 
-/// Sizes the KV cache, and sequences by it.
-fn limits(
-    config: &WorkerConfig,
-    model: &LlamaConfig,
-    kv_dtype: DType,
-) -> Result<Limits, ConfigError> {
-    let block_size = u64::from(config.kv.block_size);
-    let model_len = model.max_position_embeddings as u64;
-    let wanted_len = config.max_model_len.map_or(model_len, u64::from);
-    if wanted_len > model_len {
-        let reason = format!("is {wanted_len}, the model was made for {model_len}");
-        return Err(ConfigError::value("max_model_len", reason));
-    }
-    let num_blocks = match (config.kv.blocks, config.kv.memory_mib) {
-        (Some(blocks), _) => u64::from(blocks),
-        (None, Some(mib)) => mib.saturating_mul(1 << 20) / block_bytes(config, model, kv_dtype),
-        (None, None) => {
-            let free = memory::available_bytes().unwrap_or(DEFAULT_KV_BYTES * 2) / 2;
-            let in_budget = DEFAULT_KV_BYTES.min(free) / block_bytes(config, model, kv_dtype);
-            let useful = wanted_len.div_ceil(block_size) * u64::from(config.max_num_seqs);
-            useful.min(in_budget)
-        }
-    };
-    let num_kv_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
-    let cache_len = u64::from(num_kv_blocks) * block_size;
-    if config.max_model_len.is_some() && wanted_len > cache_len || cache_len == 0 {
-        let reason = format!(
-            "is {wanted_len}, the KV cache of {num_kv_blocks} blocks of {block_size} tokens \
-             holds {cache_len}: set kv.blocks or kv.memory_mib higher, or max_model_len lower"
-        );
-        return Err(ConfigError::value("max_model_len", reason));
-    }
-    Ok(Limits {
-        max_model_len: u32::try_from(wanted_len.min(cache_len)).unwrap_or(u32::MAX),
-        max_num_seqs: config.max_num_seqs,
-        max_num_batched_tokens: config.max_num_batched_tokens,
-        num_kv_blocks,
-        kv_block_size: config.kv.block_size,
-        max_logprobs: config.max_logprobs,
-    })
-}
-
-/// Memory of one block over all layers and chips, in bytes.
-fn block_bytes(config: &WorkerConfig, model: &LlamaConfig, kv_dtype: DType) -> u64 {
-    let values = 2 * model.num_hidden_layers * model.key_value_size();
-    let values = values as f64 * f64::from(config.kv.block_size);
-    (values * kv_dtype.bits_per_value() / 8.0).ceil().max(1.0) as u64
-}
-
 /// 32 bytes that others cannot guess, from the keys that the standard library
 /// draws from the operating system for its hash maps.
 fn random_key() -> [u8; 32] {
@@ -254,36 +205,6 @@ fn random_key() -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::KvConfig;
-
-    /// 2 layers, K and V, 2 heads of 16: 512 bytes a token in f32.
-    fn sized(config: WorkerConfig) -> Result<Limits, ConfigError> {
-        limits(&config, &llama::tiny::config(), DType::F32)
-    }
-
-    #[test]
-    fn the_cache_is_as_large_as_is_useful_unless_asked() {
-        let limits = sized(WorkerConfig { max_num_seqs: 3, ..WorkerConfig::default() }).unwrap();
-        assert_eq!((limits.max_model_len, limits.num_kv_blocks), (512, 3 * 512 / 32));
-        let kv = KvConfig { memory_mib: Some(1), ..KvConfig::default() };
-        let limits = sized(WorkerConfig { kv, ..WorkerConfig::default() }).unwrap();
-        assert_eq!(limits.num_kv_blocks, (1 << 20) / (512 * 32));
-    }
-
-    #[test]
-    fn sequences_are_as_long_as_the_cache_holds() {
-        let kv = KvConfig { blocks: Some(4), ..KvConfig::default() };
-        let limits = sized(WorkerConfig { kv: kv.clone(), ..WorkerConfig::default() }).unwrap();
-        assert_eq!(limits.max_model_len, 128);
-        let asked = WorkerConfig { max_model_len: Some(129), kv, ..WorkerConfig::default() };
-        let text = sized(asked).unwrap_err().to_string();
-        assert!(text.contains("129") && text.contains("128"), "{text}");
-        let kv = KvConfig { memory_mib: Some(0), ..KvConfig::default() };
-        assert!(sized(WorkerConfig { kv, ..WorkerConfig::default() }).is_err());
-        let beyond = WorkerConfig { max_model_len: Some(513), ..WorkerConfig::default() };
-        assert!(sized(beyond).unwrap_err().to_string().contains("512"));
-    }
-
     #[test]
     fn the_path_comes_from_the_setting_else_from_the_environment() {
         let unset = WorkerConfig::default();

@@ -10,12 +10,16 @@ use clap::Parser;
 use common::config;
 use common::shutdown::Shutdown;
 use common::telemetry::Telemetry;
+use llama::Device;
 use serde_json::{Value as Json, json};
 use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::backend;
-use crate::config::{DeviceKind, ENV_PREFIX, OptimizationsKind, WorkerConfig};
+use crate::config::{
+    DeviceEnvironment, DeviceKind, DispatchReport, ENV_PREFIX, KvDType, OptimizationsKind,
+    WorkerConfig,
+};
 use crate::error::WorkerError;
 use crate::metrics;
 
@@ -40,8 +44,7 @@ struct Args {
     /// The name that clients use [default: the model's own].
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
-    /// Serve a Meta directory whose path names another Llama 3 than its files
-    /// are of.
+    /// Serve a Meta directory whose path names another model of the family.
     #[arg(long)]
     ignore_model_name: bool,
     /// IP:PORT or unix:/path [default: 127.0.0.1:50051].
@@ -53,7 +56,7 @@ struct Args {
     /// Prometheus endpoint, IP:PORT [default: none].
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<String>,
-    /// What to run on [default: auto].
+    /// What to run on [default: auto: $MESH_DEVICE, else the CPU].
     #[arg(long, ignore_case = true)]
     device: Option<DeviceKind>,
     /// Run the device's plan on simulated chips.
@@ -90,6 +93,9 @@ struct Args {
     /// Find KV blocks again by content [default: true].
     #[arg(long, value_name = "BOOL")]
     prefix_cache: Option<bool>,
+    /// Storage type of keys and values [default: that of the optimizations].
+    #[arg(long, value_name = "DTYPE")]
+    kv_dtype: Option<KvDType>,
     /// Tokens in a KV block [default: 32].
     #[arg(long, value_name = "TOKENS")]
     kv_block_size: Option<u32>,
@@ -138,6 +144,7 @@ impl Args {
             ("max_num_batched_tokens", json!(self.max_num_batched_tokens)),
             ("max_logprobs", json!(self.max_logprobs)),
             ("prefix_cache", json!(self.prefix_cache)),
+            ("kv.dtype", json!(self.kv_dtype)),
             ("kv.block_size", json!(self.kv_block_size)),
             ("kv.blocks", json!(self.kv_blocks)),
             ("kv.memory_mib", json!(self.kv_memory_mib)),
@@ -184,9 +191,12 @@ fn run_with(args: &Args) -> Result<(), WorkerError> {
     let mut settings: WorkerConfig =
         config::load(args.config.as_deref(), ENV_PREFIX, args.overrides())?;
     settings.model = backend::model_path(&settings, std::env::var_os("LLAMA_DIR").map(Into::into));
+    let environment = DeviceEnvironment::read();
+    settings.apply_environment(&environment)?;
     settings.validate()?;
     let _telemetry = Telemetry::init("llama-mesh-worker", &settings.telemetry)?;
     config::log_effective(&settings);
+    log_dispatch(&environment, settings.mesh()?.device());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("worker")
@@ -199,6 +209,19 @@ fn run_with(args: &Args) -> Result<(), WorkerError> {
         tracing::error!(%error, "the worker failed");
     }
     result
+}
+
+/// What the host's environment means for the cores of `device`.
+fn log_dispatch(environment: &DeviceEnvironment, device: Device) {
+    let DispatchReport { dispatch, grid, warning } = environment.dispatch(device);
+    let wh_arch_yaml = environment.wh_arch_yaml.as_deref().unwrap_or("unset");
+    if let Some([columns, rows]) = grid {
+        let grid = format!("{columns}x{rows}");
+        tracing::info!(%device, %dispatch, grid, wh_arch_yaml, "compute grid");
+    }
+    if let Some(warning) = warning {
+        tracing::warn!(%device, wh_arch_yaml, "{warning}");
+    }
 }
 
 async fn serve(settings: WorkerConfig, exit_with_parent: bool) -> Result<(), WorkerError> {
@@ -272,6 +295,8 @@ mod tests {
             "3",
             "--prefix-cache",
             "false",
+            "--kv-dtype",
+            "bf16",
             "--kv-block-size",
             "16",
             "--kv-blocks",

@@ -7,9 +7,14 @@ use std::time::Duration;
 
 use common::config::ConfigError;
 use common::telemetry::TelemetryConfig;
+use llama::DTypePolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::listen::ListenAddress;
+
+mod device;
+
+pub use device::{DeviceEnvironment, DeviceKind, DispatchReport, MeshChoice};
 
 /// Prefix of the environment's settings.
 pub const ENV_PREFIX: &str = "LLAMA_MESH_WORKER";
@@ -33,8 +38,8 @@ pub struct WorkerConfig {
     pub model: Option<PathBuf>,
     /// The name that clients use; the model's own where unset.
     pub served_model_name: Option<String>,
-    /// Serve a Meta directory whose path names another Llama 3 than its files
-    /// are of, instead of refusing it.
+    /// Serve a Meta directory even if its path names another model of the
+    /// family than its files hold.
     pub ignore_model_name: bool,
     /// `ADDRESS:PORT`, or `unix:/path`.
     pub listen: String,
@@ -54,8 +59,8 @@ pub struct WorkerConfig {
     pub optimizations: OptimizationsKind,
     /// Keep the packed weights beside the checkpoint for the next start.
     pub weight_cache: bool,
-    /// Most tokens of a sequence; the model's own, as far as the KV cache holds
-    /// it, where unset.
+    /// Most tokens of a sequence; the model's own, as far as the device allows
+    /// and the KV cache holds it, where unset.
     pub max_model_len: Option<u32>,
     /// Most sequences in one step.
     pub max_num_seqs: u32,
@@ -80,6 +85,8 @@ pub struct WorkerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KvConfig {
+    /// Storage type; the optimizations' own where unset.
+    pub dtype: Option<KvDType>,
     /// Tokens in a block.
     pub block_size: u32,
     /// Blocks; goes over `memory_mib`.
@@ -87,29 +94,6 @@ pub struct KvConfig {
     /// Memory to fill with blocks; where unset as much as `max_num_seqs`
     /// sequences of full length take, at most 1 GiB or half of what is free.
     pub memory_mib: Option<u64>,
-}
-
-/// What to run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[value(rename_all = "verbatim")]
-pub enum DeviceKind {
-    /// A card if this build has support for one, else the CPU.
-    #[serde(rename = "auto")]
-    #[value(name = "auto")]
-    Auto,
-    /// The CPU mesh.
-    #[serde(rename = "CPU", alias = "cpu")]
-    #[value(name = "CPU", alias = "cpu")]
-    Cpu,
-    /// One Wormhole chip.
-    #[serde(alias = "n150")]
-    N150,
-    /// One card of two chips.
-    #[serde(alias = "n300")]
-    N300,
-    /// Four cards of two chips.
-    #[serde(alias = "t3k")]
-    T3K,
 }
 
 /// Number formats; see `llama::DTypePolicy`.
@@ -125,6 +109,19 @@ pub enum OptimizationsKind {
     Bf16,
     /// Single precision throughout.
     F32,
+}
+
+/// Storage type of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum KvDType {
+    /// Single precision; for the optimizations `f32` alone.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16 values share an exponent.
+    Bfp8,
 }
 
 impl Default for WorkerConfig {
@@ -157,18 +154,8 @@ impl Default for WorkerConfig {
 
 impl Default for KvConfig {
     fn default() -> Self {
-        Self { block_size: 32, blocks: None, memory_mib: None }
+        Self { dtype: None, block_size: 32, blocks: None, memory_mib: None }
     }
-}
-
-/// The mesh that a device setting comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MeshChoice {
-    /// Simulated chips on this machine's threads.
-    Cpu {
-        /// How many.
-        num_chips: u32,
-    },
 }
 
 impl WorkerConfig {
@@ -178,6 +165,10 @@ impl WorkerConfig {
     /// Names the first key whose value cannot be used.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.mesh()?;
+        if self.kv.dtype == Some(KvDType::F32) && self.optimizations != OptimizationsKind::F32 {
+            let reason = "is f32, which only the optimizations f32 may have: use bf16 or bfp8";
+            return Err(ConfigError::value("kv.dtype", reason));
+        }
         self.listen_address()?;
         self.metrics_address()?;
         let at_least_one = [
@@ -220,38 +211,6 @@ impl WorkerConfig {
         Ok(())
     }
 
-    /// The mesh to run on.
-    ///
-    /// # Errors
-    /// A device that this build has no support for, or a number of chips that
-    /// the device does not have.
-    pub fn mesh(&self) -> Result<MeshChoice, ConfigError> {
-        let (name, device_chips) = match self.device {
-            DeviceKind::Auto | DeviceKind::Cpu => ("CPU", None),
-            DeviceKind::N150 => ("N150", Some(1)),
-            DeviceKind::N300 => ("N300", Some(2)),
-            DeviceKind::T3K => ("T3K", Some(8)),
-        };
-        if device_chips.is_some() && !self.simulate {
-            let reason = format!(
-                "{name} needs the ttnn build; use --simulate to run the same plan on \
-                 simulated chips"
-            );
-            return Err(ConfigError::value("device", reason));
-        }
-        let num_chips = self.chips.or(device_chips).unwrap_or(1);
-        if device_chips.is_some_and(|of_device| of_device != num_chips) {
-            let of_device = device_chips.unwrap_or_default();
-            let reason = format!("is {num_chips}, an {name} has {of_device}");
-            return Err(ConfigError::value("chips", reason));
-        }
-        if !(1..=MAX_CHIPS).contains(&num_chips) {
-            let reason = format!("is {num_chips}, it must be 1 to {MAX_CHIPS}");
-            return Err(ConfigError::value("chips", reason));
-        }
-        Ok(MeshChoice::Cpu { num_chips })
-    }
-
     /// Where to serve gRPC.
     ///
     /// # Errors
@@ -285,6 +244,16 @@ impl WorkerConfig {
         self.metrics_listen.as_ref().map(parse).transpose()
     }
 
+    /// The storage formats for `model`.
+    #[must_use]
+    pub fn policy(&self, model: &llama::LlamaConfig) -> DTypePolicy {
+        let preset = DTypePolicy::choose(model, self.optimizations.into());
+        match self.kv.dtype {
+            Some(dtype) => DTypePolicy { kv_cache: dtype.into(), ..preset },
+            None => preset,
+        }
+    }
+
     /// How long a drain may take.
     #[must_use]
     pub fn grace(&self) -> Duration {
@@ -312,6 +281,16 @@ impl From<OptimizationsKind> for llama::Optimizations {
             OptimizationsKind::Accuracy => Self::Accuracy,
             OptimizationsKind::Bf16 => Self::Bf16,
             OptimizationsKind::F32 => Self::F32,
+        }
+    }
+}
+
+impl From<KvDType> for mesh::DType {
+    fn from(dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32,
+            KvDType::Bf16 => Self::Bf16,
+            KvDType::Bfp8 => Self::Bfp8,
         }
     }
 }

@@ -31,6 +31,7 @@ pub fn describe(identity: &Identity) -> wire::DescribeResponse {
         }),
         device: Some(wire::Device {
             name: device.name,
+            simulates: device.simulates.unwrap_or_default(),
             mesh_shape: vec![1, device.num_chips],
             optimizations: device.optimizations,
             weight_dtype: device.weight_dtype,
@@ -156,6 +157,7 @@ pub(crate) mod testing {
             },
             device: DeviceIdentity {
                 name: "CPU".into(),
+                simulates: Some("N300".into()),
                 num_chips: 2,
                 optimizations: "performance".into(),
                 weight_dtype: "bfp8".into(),
@@ -183,7 +185,9 @@ mod tests {
     fn describe_says_everything_that_is_known() {
         let described = describe(&testing::identity());
         assert_eq!(described.protocol_version, proto::PROTOCOL_VERSION);
-        assert_eq!(described.device.unwrap().mesh_shape, [1, 2]);
+        let device = described.device.unwrap();
+        assert_eq!(device.mesh_shape, [1, 2]);
+        assert_eq!((device.name.as_str(), device.simulates.as_str()), ("CPU", "N300"));
         assert_eq!(described.limits.unwrap().max_logprobs, 20);
         assert!(described.capabilities.contains(&wire::Capability::PrefixCache.into()));
         let without = Identity { prefix_cache: false, ..testing::identity() };

@@ -28,6 +28,9 @@ pub enum WorkerError {
     /// The model cannot be cut for the mesh.
     #[error(transparent)]
     Plan(#[from] llama::PlanError),
+    /// The device, or this machine, cannot hold the model.
+    #[error(transparent)]
+    DoesNotFit(#[from] llama::DoesNotFit),
     /// The model could not be loaded.
     #[error(transparent)]
     Load(#[from] llama::LoadError),
@@ -74,7 +77,7 @@ impl WorkerError {
                 EXIT_BAD_CONFIG
             }
             Self::Telemetry(TelemetryError::Endpoint { .. }) => EXIT_BAD_CONFIG,
-            Self::Plan(_) => EXIT_BAD_CONFIG,
+            Self::Plan(_) | Self::DoesNotFit(_) => EXIT_BAD_CONFIG,
             _ => 1,
         }
     }

@@ -49,6 +49,8 @@ pub struct ModelIdentity {
 pub struct DeviceIdentity {
     /// "CPU", "N150", "N300" or "T3K".
     pub name: String,
+    /// The card whose plan and limits simulated chips follow.
+    pub simulates: Option<String>,
     /// Chips in the mesh.
     pub num_chips: u32,
     /// The policy's name.

@@ -10,8 +10,9 @@ pub mod config;
 pub mod error;
 pub mod identity;
 pub mod listen;
-mod memory;
+pub mod memory;
 pub mod metrics;
+mod sizing;
 
 pub mod service;
 

@@ -310,6 +310,14 @@ fn fault(code: i32) -> Fault {
     }
 }
 
+/// What a worker runs on, for people: "CPU", or "CPU simulating N300".
+pub(super) fn device_name(device: &v1::Device) -> String {
+    match device.simulates.as_str() {
+        "" => device.name.clone(),
+        card => format!("{} simulating {card}", device.name),
+    }
+}
+
 /// A worker's text, cut to a length and to printable characters.
 pub(super) fn bounded(message: &str) -> String {
     message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect()

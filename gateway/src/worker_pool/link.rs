@@ -150,8 +150,8 @@ impl Link {
             .into_inner();
         check(&described, &self.expected).map_err(Broken::Refused)?;
         let profile = convert::profile(&described).map_err(Broken::Contract)?;
-        let device = described.device.as_ref().map_or("", |device| device.name.as_str());
-        let device = convert::bounded(device);
+        let device = described.device.as_ref().map_or_else(String::new, convert::device_name);
+        let device = convert::bounded(&device);
         self.roster.set_described(self.id, device, profile.max_sequence_tokens());
         let vocab_size = described.model.map_or(0, |model| model.vocab_size);
         let max_logprobs = described.limits.map_or(0, |limits| limits.max_logprobs);

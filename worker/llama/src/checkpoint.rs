@@ -5,6 +5,7 @@
 //! the model is present in its right shape and that nothing else is, so that
 //! what can be wrong with a file is known before anything is loaded.
 
+mod config_only;
 mod consolidated;
 mod dequant;
 mod error;

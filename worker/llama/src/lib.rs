@@ -13,6 +13,7 @@
 mod block;
 mod checkpoint;
 mod config;
+mod device;
 mod model;
 mod names;
 mod policy;
@@ -30,6 +31,10 @@ pub mod tiny;
 
 pub use checkpoint::{Checkpoint, CheckpointError, NameCheck, TensorMatrix};
 pub use config::{ConfigError, Llama3Size, LlamaConfig, RopeScaling};
+pub use device::{
+    CacheFootprint, Collective, Device, DevicePlan, Dispatch, DoesNotFit, Layout, UnknownDevice,
+    WeightFootprint, Workload, bytes_text, max_context, max_prefill_chunk,
+};
 pub use model::Llama;
 pub use names::{LayerWeight, MetaSplit, WeightName};
 pub use policy::{DTypePolicy, Optimizations, UnknownOptimizations};

@@ -57,7 +57,7 @@ fn flags_go_over_the_environment_over_the_file() {
 
 #[test]
 fn what_cannot_be_used_is_refused_by_name() {
-    let cases: [(&str, &[&str]); 16] = [
+    let cases: [(&str, &[&str]); 18] = [
         ("max_num_sequences = 3", &["max_num_sequences"]),
         ("max_num_seqs = \"many\"", &["max_num_seqs"]),
         ("max_num_seqs = 0", &["max_num_seqs", "at least 1"]),
@@ -74,6 +74,8 @@ fn what_cannot_be_used_is_refused_by_name() {
         ("listen = \"nowhere\"", &["listen", "nowhere"]),
         ("metrics_listen = \"nowhere\"", &["metrics_listen"]),
         ("[kv]\nblocks = 0", &["kv.blocks"]),
+        ("[kv]\ndtype = \"f32\"", &["kv.dtype", "optimizations f32", "bfp8"]),
+        ("[kv]\ndtype = \"bfp4\"", &["bfp4"]),
     ];
     for (toml, wanted) in cases {
         let text = read(toml, &[], &[]).unwrap_err().to_string();
@@ -89,8 +91,22 @@ fn what_cannot_be_used_is_refused_by_name() {
 fn a_simulated_device_has_the_chips_of_the_real_one() {
     for (device, num_chips) in [("N150", 1), ("N300", 2), ("T3K", 8)] {
         let toml = format!("device = \"{device}\"\nsimulate = true");
-        assert_eq!(read(&toml, &[], &[]).unwrap().mesh().unwrap(), MeshChoice::Cpu { num_chips });
+        let simulates = Some(device.parse().unwrap());
+        let mesh = read(&toml, &[], &[]).unwrap().mesh().unwrap();
+        assert_eq!(mesh, MeshChoice::Cpu { num_chips, simulates });
+        assert_eq!(mesh.device().to_string(), device);
     }
     let open = read("listen = \"0.0.0.0:1\"\ninsecure_listen = true", &[], &[]).unwrap();
     assert!(!open.listen_address().unwrap().is_local());
+}
+
+#[test]
+fn the_cache_has_the_format_of_the_preset_unless_another_is_asked_for() {
+    use mesh::DType;
+    let of = |toml: &str| read(toml, &[], &[]).unwrap().policy(&llama::tiny::config()).kv_cache;
+    assert_eq!(of(""), DType::Bf16);
+    assert_eq!(of("[kv]\ndtype = \"bfp8\""), DType::Bfp8);
+    assert_eq!(of("optimizations = \"f32\""), DType::F32);
+    assert_eq!(of("optimizations = \"f32\"\n[kv]\ndtype = \"bf16\""), DType::Bf16);
+    assert_eq!(of("optimizations = \"f32\"\n[kv]\ndtype = \"f32\""), DType::F32);
 }
