@@ -28,6 +28,9 @@ pub(super) struct Report {
     batch_size: u32,
     iterations: u32,
     load_ms: f64,
+    /// "hit" when the weights came packed from disk, "written" when they will
+    /// the next time.
+    weight_cache: String,
     /// Of `--warm-up`.
     warm_up_ms: Option<f64>,
     pub(super) batches: Vec<BatchReport>,
@@ -175,6 +178,7 @@ impl Report {
             batch_size: args.batch_size,
             iterations: args.iterations,
             load_ms: ms(loaded.load_time),
+            weight_cache: loaded.weight_cache.to_string(),
             warm_up_ms: warm_up.map(ms),
             batches: Vec::new(),
         }
@@ -216,7 +220,10 @@ impl Report {
         let mut rows = vec![
             ("model", vec![format!("{model} on {device}, {num_chips} {chips}, {optimizations}")]),
             ("prompts", vec![format!("{}{}", self.mode, if self.long { ", long" } else { "" })]),
-            ("load", vec![format!("{:.2} s", self.load_ms / 1e3)]),
+            (
+                "load",
+                vec![format!("{:.2} s, weight cache {}", self.load_ms / 1e3, self.weight_cache)],
+            ),
         ];
         if device == "CPU" {
             rows.push(("compile", vec!["nothing to compile on the CPU mesh".to_owned()]));

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use common::model::ModelFiles;
 use gateway::text::TextModel;
 use llama::{Checkpoint, LlamaConfig};
+use mesh::WeightCacheUse;
 use serde_json::json;
 use worker::backend::{self, LoadedModel};
 use worker::config::{ENV_PREFIX, WorkerConfig};
@@ -51,6 +52,8 @@ pub(crate) struct Loaded {
     pub(crate) identity: Identity,
     /// From opening the device to the last weight.
     pub(crate) load_time: Duration,
+    /// Whether the weights came packed from disk.
+    pub(crate) weight_cache: WeightCacheUse,
 }
 
 impl Opened {
@@ -96,7 +99,7 @@ impl Opened {
         settings.validate().map_err(WorkerError::from)?;
         eprintln!("Initializing device");
         let start = Instant::now();
-        let LoadedModel { forward, identity, .. } = load_with_progress(&settings)?;
+        let LoadedModel { forward, identity, report } = load_with_progress(&settings)?;
         let load_time = start.elapsed();
         let limits = identity.limits;
         let tables = BlockTables {
@@ -104,7 +107,7 @@ impl Opened {
             num_blocks: limits.num_kv_blocks as usize,
         };
         let driver = Driver::new(forward, limits.max_num_batched_tokens as usize);
-        Ok(Loaded { driver, tables, identity, load_time })
+        Ok(Loaded { driver, tables, identity, load_time, weight_cache: report.weight_cache })
     }
 }
 
