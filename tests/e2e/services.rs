@@ -17,6 +17,8 @@ mod hugging_face;
 mod launcher;
 #[path = "services/load.rs"]
 mod load;
+#[path = "services/meta.rs"]
+mod meta;
 #[path = "services/openai_client.rs"]
 mod openai_client;
 #[path = "services/repack.rs"]
