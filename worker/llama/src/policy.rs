@@ -146,6 +146,8 @@ mod tests {
             (llama3(Llama3Size::B8), O::Performance, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B8), O::Accuracy, [Bfp8, Bfp8, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B1), O::Accuracy, [Bfp8, Bfp8, Bfp8, Bfp8, Bf16, Bfp8]),
+            (llama3(Llama3Size::B11), O::Performance, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
+            (llama3(Llama3Size::B11), O::Accuracy, [Bfp8, Bfp8, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B3), O::Performance, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B70), O::Performance, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
             (llama3(Llama3Size::B70), O::Accuracy, [Bfp8, Bfp4, Bfp8, Bfp8, Bf16, Bfp8]),
