@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use common::model::ModelFiles;
 use gateway::text::TextModel;
-use llama::{Checkpoint, LlamaConfig};
+use llama::{Checkpoint, LlamaConfig, NameCheck};
 use mesh::WeightCacheUse;
 use serde_json::json;
 use worker::backend::{self, LoadedModel};
-use worker::config::{ENV_PREFIX, WorkerConfig};
+use worker::config::{DeviceEnvironment, ENV_PREFIX, WorkerConfig};
 use worker::error::WorkerError;
 use worker::identity::Identity;
 
@@ -69,13 +69,26 @@ impl Opened {
             ("simulate", json!(args.simulate.then_some(true))),
             ("chips", json!(args.chips)),
             ("optimizations", json!(args.optimizations)),
+            ("kv.dtype", json!(args.kv_dtype)),
+            ("ignore_model_name", json!(args.ignore_model_name.then_some(true))),
         ];
         let flags = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let settings: WorkerConfig =
+        let mut settings: WorkerConfig =
             common::config::load(None, ENV_PREFIX, flags).map_err(WorkerError::from)?;
+        let environment = DeviceEnvironment::read();
+        settings.apply_environment(&environment).map_err(WorkerError::from)?;
         settings.validate().map_err(WorkerError::from)?;
+        let device = settings.mesh().map_err(WorkerError::from)?.device();
+        if let Some(warning) = environment.dispatch(device).warning {
+            eprintln!("warning: {warning}");
+        }
         let files = ModelFiles::locate(path).map_err(WorkerError::from)?;
-        let checkpoint = Checkpoint::open(files.path()).map_err(WorkerError::from)?;
+        let name_check = match settings.ignore_model_name {
+            true => NameCheck::Ignore,
+            false => NameCheck::Enforce,
+        };
+        let checkpoint =
+            Checkpoint::open_with(files.path(), name_check).map_err(WorkerError::from)?;
         let text = TextModel::load(&files)
             .with_context(|| format!("cannot use the tokenizer of {}", path.display()))?;
         Ok(Self { text, config: checkpoint.config().clone(), settings })

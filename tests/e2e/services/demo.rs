@@ -159,3 +159,28 @@ fn wrong_usage_says_what_there_is() {
         assert!(error.contains(expected), "{args:?}: {error}");
     }
 }
+
+#[test]
+fn the_environment_and_the_formats_are_a_workers() {
+    let with_device = |name: &str, args: &[&str]| {
+        integration_tests::packaged_model();
+        let mut command = Command::new(executable());
+        command.arg("demo").args(args).env("MESH_DEVICE", name);
+        command.output().expect("the executable starts")
+    };
+    for (name, expected) in [("N150", "--simulate"), ("H100", "MESH_DEVICE")] {
+        let output = with_device(name, &["--iterations", "1"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{name}: {error}");
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+    let output = with_device("N300", &["--iterations", "1", "--simulate"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("fit 1 or 3 chips, not 2"), "{error}");
+    // Other formats of keys and values are other logits, and soon another answer.
+    let ids = |dtype| {
+        let report = report(&["--iterations", "64", "--kv-dtype", dtype, "--ignore-eos"]);
+        users(&report["batches"][0])[0]["token_ids"].clone()
+    };
+    assert_ne!(ids("bfp8"), ids("bf16"));
+}
