@@ -103,11 +103,20 @@ pub fn load_model(
     let cached = weight_cache::path(config, &files, num_chips).is_some_and(|path| path.is_file());
     let host = HostMemory { available: memory::available_bytes(), weights_are_mapped: cached };
     let model_config = LlamaConfig::from_path(files.path())?;
-    let limits = sizing::limits(config, &model_config, mesh, host)?;
+    sizing::limits(config, &model_config, mesh, host)?;
     let name_check = if config.ignore_model_name { NameCheck::Ignore } else { NameCheck::Enforce };
     let checkpoint = Checkpoint::open_with(files.path(), name_check)?;
-    let optimizations = Optimizations::from(config.optimizations);
     let policy = config.policy(checkpoint.config());
+    let mut cpu = CpuMesh::new(num_chips as usize, config.num_threads())?;
+    if let Some(path) = weight_cache::path(config, &files, num_chips) {
+        let (checkpoint, policy) = (checkpoint.revision(), policy.weights());
+        cpu = cpu.with_weight_cache(WeightCacheFile { path, checkpoint, policy });
+    }
+    // Once more with what the large files say: their tensors complete the
+    // configuration, and a cache may be there and be another model's.
+    let host = HostMemory { weights_are_mapped: cpu.maps_weights(), ..host };
+    let limits = sizing::limits(config, checkpoint.config(), mesh, host)?;
+    let optimizations = Optimizations::from(config.optimizations);
     let options = LoadOptions {
         policy,
         max_model_len: limits.max_model_len as usize,
@@ -125,12 +134,7 @@ pub fn load_model(
         eos_token_ids: eos_token_ids(&files, vocab_size),
     };
     tracing::info!(model = model.name, num_chips, %policy, ?limits, "loading");
-    let mut mesh = CpuMesh::new(num_chips as usize, config.num_threads())?;
-    if let Some(path) = weight_cache::path(config, &files, num_chips) {
-        let (checkpoint, policy) = (checkpoint.revision(), policy.weights());
-        mesh = mesh.with_weight_cache(WeightCacheFile { path, checkpoint, policy });
-    }
-    let runner = Runner::load(mesh, &checkpoint, &options, progress)?;
+    let runner = Runner::load(cpu, &checkpoint, &options, progress)?;
     let description = runner.mesh_description();
     let device = DeviceIdentity {
         name: description.device,

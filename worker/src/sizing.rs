@@ -44,7 +44,7 @@ pub(crate) fn limits(
     }
     let num_blocks = match (config.kv.blocks, config.kv.memory_mib) {
         (Some(blocks), _) => u64::from(blocks),
-        (None, Some(mib)) => mib.saturating_mul(1 << 20) / sizing.block_bytes(),
+        (None, Some(mib)) => mib.saturating_mul(1 << 20) / sizing.block_bytes()?,
         (None, None) => {
             let useful = wanted_len.div_ceil(block_size) * u64::from(config.max_num_seqs);
             useful.min(sizing.spare_blocks(wanted_len)?)
@@ -125,12 +125,10 @@ impl<'a> Sizing<'a> {
         Ok(DevicePlan::new(self.model, device, self.config.policy(self.model), workload)?)
     }
 
-    /// Memory of one block over all layers and chips, in bytes.
-    fn block_bytes(&self) -> u64 {
-        let values = 2 * self.model.num_hidden_layers * self.model.key_value_size();
-        let values = values as f64 * f64::from(self.config.kv.block_size);
-        let bits = self.config.policy(self.model).kv_cache.bits_per_value();
-        (values * bits / 8.0).ceil().max(1.0) as u64
+    /// Memory of one block over all layers and chips, in bytes, padding included.
+    fn block_bytes(&self) -> Result<u64, WorkerError> {
+        let chips = self.cpu.num_chips() as u64;
+        Ok((self.on(self.cpu, 1, 1)?.cache_bytes() * chips).max(1))
     }
 
     /// Blocks of the cache that is made unasked: at most 1 GiB, half of what is
@@ -142,7 +140,7 @@ impl<'a> Sizing<'a> {
             let without = self.on(self.cpu, max_model_len, 0)?;
             bytes = bytes.min(free.saturating_sub(self.held(&without)));
         }
-        let mut blocks = bytes / self.block_bytes();
+        let mut blocks = bytes / self.block_bytes()?;
         if let Some((card, memory)) = self.card.and_then(|card| Some((card, card.chip_memory()?))) {
             let without = self.on(card, max_model_len, 0)?.chip_bytes();
             let block = self.on(card, max_model_len, 1)?.cache_bytes().max(1);

@@ -87,6 +87,12 @@ impl CpuMesh {
         self.cache = WeightCache::open(file, self.chips.count());
         self
     }
+
+    /// Weights will be mapped from a file, whose pages the system may take back,
+    /// as far as is known before their content is checked.
+    pub fn maps_weights(&self) -> bool {
+        matches!(self.cache, WeightCache::Reading { .. })
+    }
 }
 
 impl Mesh for CpuMesh {

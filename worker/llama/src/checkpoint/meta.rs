@@ -13,8 +13,8 @@ use super::json::{MAX_CONFIG_BYTES, read_small};
 use super::meta_files::{self, Chunk, MetaFiles, shard_name};
 use super::pieces::{Axis, Piece, Pieces};
 use super::storage::{Place, StoredTensor, TensorStore};
-use crate::config::LlamaConfig;
 use crate::config::meta::{Params, Stored};
+use crate::config::{Llama3Size, LlamaConfig};
 use crate::names::{LayerWeight, MetaSplit, WeightName};
 use crate::pth::{PthDtype, PthFile, PthTensor};
 
@@ -78,6 +78,7 @@ fn open_files(
     let config = params
         .config(source.stored(files))
         .map_err(|source| CheckpointError::Config { path: directory.join(PARAMS), source })?;
+    source.check_head(&config)?;
     let tensors = match files {
         MetaFiles::Shards(_) => source.join_shards(directory, &config)?,
         MetaFiles::Chunks(chunks) => {
@@ -136,6 +137,21 @@ impl Source {
             MetaFiles::Chunks(_) => rows.max().unwrap_or(0),
         };
         Stored { embedding_rows, tied }
+    }
+
+    /// A model that is known to have an LM head of its own must not be served
+    /// with its embedding in place of one that was lost.
+    fn check_head(&self, config: &LlamaConfig) -> Result<(), CheckpointError> {
+        let has_its_own = matches!(
+            config.llama3_size(),
+            Some(Llama3Size::B8 | Llama3Size::B11 | Llama3Size::B70)
+        );
+        let name = WeightName::LmHead.meta();
+        if has_its_own && !self.files.iter().any(|tensors| tensors.contains_key(&name)) {
+            let expected = WeightName::LmHead.shape(config).to_vec();
+            return Err(CheckpointError::MissingTensor { name, expected });
+        }
+        Ok(())
     }
 
     /// Every weight from its parts in all files.

@@ -117,9 +117,12 @@ impl Params {
         if scaled {
             // Meta's own code says 8 for all; Llama 3.2's models of text, 1B and
             // 3B, were trained with 32, as their Hugging Face versions state.
-            // They alone have tied embeddings, also where layers were pruned.
-            let small = stored.tied
-                || matches!(config.llama3_size(), Some(Llama3Size::B1 | Llama3Size::B3));
+            // They alone have tied embeddings, by which others of their kind are
+            // known, such as one whose layers were pruned.
+            let small = match config.llama3_size() {
+                Some(size) => matches!(size, Llama3Size::B1 | Llama3Size::B3),
+                None => stored.tied,
+            };
             config.rope_scaling = Some(RopeScaling {
                 factor: if small { 32.0 } else { 8.0 },
                 low_freq_factor: 1.0,

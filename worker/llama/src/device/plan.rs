@@ -144,12 +144,15 @@ impl DevicePlan {
         let (config, chips) = (&self.config, self.device.num_chips());
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         let qkv = config.query_size() + 2 * config.key_value_size();
-        let rows = self.workload.prefill_chunk.min(self.workload.max_model_len);
+        let Workload { prefill_chunk, max_model_len, kv_tokens, .. } = self.workload;
         if !self.device.is_card() {
+            // A step has rows of several sequences.
+            let rows = prefill_chunk.min(kv_tokens.max(max_model_len));
             let widest = usize::max(3 * ffn, 2 * qkv) + 4 * hidden;
             let logits = LOGIT_ROWS * config.vocab_size;
             return (4 * (rows.max(1) * widest + logits) / chips) as u64;
         }
+        let rows = prefill_chunk.min(max_model_len);
         let mlp = 5 * (ffn / chips) + ffn / chips / 16;
         let attention = 4 * (qkv / chips);
         (rows * (2 * hidden / chips + 2 * hidden + mlp.max(attention))) as u64

@@ -204,6 +204,24 @@ fn a_file_of_something_else_is_written_again() {
 }
 
 #[test]
+fn only_a_file_of_this_model_counts_as_mapped_weights() {
+    let (_dir, path) = place();
+    let model = Model::new(DType::Bfp8, 1);
+    let maps = || model.mesh().with_weight_cache(model.file(&path)).maps_weights();
+    assert!(!maps(), "there is none");
+    model.load(&path);
+    assert!(maps());
+    model.checkpoint.set("two");
+    assert!(!maps(), "it is stale");
+    model.load(&path);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(100).unwrap();
+    assert!(!maps(), "it is cut");
+    fs::write(&path, b"").unwrap();
+    assert!(!maps(), "it is empty");
+}
+
+#[test]
 fn weights_in_use_outlive_their_file() {
     let (_dir, path) = place();
     let model = Model::new(DType::Bfp8, 2);

@@ -100,7 +100,7 @@ impl Model {
         }
     }
 
-    fn mesh(&self) -> CpuMesh {
+    pub(super) fn mesh(&self) -> CpuMesh {
         CpuMesh::new(self.num_chips, self.num_threads).unwrap()
     }
 

@@ -200,3 +200,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_member_with_an_lm_head_of_its_own_is_not_served_without() {
+    let directory = tempfile::tempdir().unwrap();
+    let llama_8b = json!({
+        "dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 128_256,
+        "ffn_dim_multiplier": 1.3, "multiple_of": 1024, "use_scaled_rope": true,
+    });
+    fs::write(directory.path().join("params.json"), llama_8b.to_string()).unwrap();
+    let norm = ("norm.weight".to_owned(), vec![4096], vec![1.0; 4096]);
+    write(&directory, "consolidated.00.pth", &[norm]);
+    let error = error_of(directory.path());
+    let expected = "tensor output.weight is missing, expected with shape [128256, 4096]";
+    assert!(error.contains(expected), "{error}");
+}
