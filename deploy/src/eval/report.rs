@@ -128,10 +128,13 @@ impl Accuracy {
 impl Required {
     /// From the flags, else from the table's row less the tolerance.
     pub(super) fn new(args: &EvalArgs, row: Option<&Row>, tolerance: f64) -> Self {
+        let against_f32 = args.compare_optimizations.as_deref() == Some("f32")
+            && args.compare_device.is_none()
+            && args.compare_chips.is_none();
         Self {
             top1_percent: args.min_top1.or(row.map(|row| row.top1 - tolerance)),
             top5_percent: args.min_top5.or(row.map(|row| row.top5 - tolerance)),
-            pcc: args.min_pcc,
+            pcc: args.min_pcc.or(row.and_then(|row| row.pcc).filter(|_| against_f32)),
         }
     }
 
@@ -270,7 +273,7 @@ impl Report {
         }
         lines.push(self.row.as_ref().map_or_else(
             || "expected    nothing: no row of the table fits".to_owned(),
-            |Row { model, device, optimizations, top1, top5, source }| {
+            |Row { model, device, optimizations, top1, top5, source, .. }| {
                 format!(
                     "expected    {top1} / {top5} by the row {model}, {device}, {optimizations} \
                      ({source})"

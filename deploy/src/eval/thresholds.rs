@@ -33,6 +33,10 @@ pub(super) struct Row {
     pub(super) top1: f64,
     /// Percent.
     pub(super) top5: f64,
+    /// Correlation of the logits with those of f32 that every position has,
+    /// where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pcc: Option<f64>,
     /// Who measured it, on what.
     pub(super) source: String,
 }
@@ -61,18 +65,13 @@ impl Thresholds {
         on(device).or_else(|| on(ANY))
     }
 
-    /// The row for a loaded model; `device` is the one that was asked for, whose
-    /// plan simulated chips run.
-    pub(super) fn row_of(
-        &self,
-        config: &LlamaConfig,
-        device: Option<&str>,
-        identity: &Identity,
-    ) -> Option<&Row> {
+    /// The row for a loaded model. Simulated chips run the plan of the device
+    /// that they stand for, and are held to its row.
+    pub(super) fn row_of(&self, config: &LlamaConfig, identity: &Identity) -> Option<&Row> {
         let size = config.llama3_size().map(size_name);
         let names: Vec<&str> = size.into_iter().chain([identity.model.name.as_str()]).collect();
-        let device = device.map_or_else(|| identity.device.name.clone(), device_name);
-        self.row(&names, &device, &identity.device.optimizations)
+        let device = identity.device.simulates.as_ref().unwrap_or(&identity.device.name);
+        self.row(&names, device, &identity.device.optimizations)
     }
 }
 
@@ -83,15 +82,6 @@ fn size_name(size: Llama3Size) -> &'static str {
         Llama3Size::B8 => "8B",
         Llama3Size::B11 => "11B",
         Llama3Size::B70 => "70B",
-    }
-}
-
-/// As devices are written in the table.
-fn device_name(name: &str) -> String {
-    match name.to_ascii_uppercase().as_str() {
-        "T3000" => "T3K".to_owned(),
-        "AUTO" => "CPU".to_owned(),
-        name => name.to_owned(),
     }
 }
 
@@ -145,6 +135,5 @@ mod tests {
         assert_eq!(table.row(&["n"], "CPU", "f32"), None);
         assert!(Thresholds::parse(&text.replace("version = 1", "version = 2")).is_err());
         assert!(Thresholds::parse(&text.replace("top5", "top6")).is_err());
-        assert_eq!((device_name("t3000"), device_name("n150")), ("T3K".into(), "N150".into()));
     }
 }
