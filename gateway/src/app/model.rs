@@ -1,6 +1,7 @@
 //! Reading what the gateway needs of a model: its tokenizer, its template, its
 //! names and sizes. Weights are not looked at. Blocks on the disk.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use common::model::{ModelError, ModelFiles};
@@ -10,6 +11,9 @@ use crate::text::{TextError, TextModel};
 
 /// Context of a model that does not say: no limit of ours; its workers' counts.
 const UNSTATED_MAX_MODEL_LEN: u32 = 1 << 20;
+
+/// Longest configuration file that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +108,11 @@ fn meta_context(file: &Path) -> Result<u32, LoadError> {
 }
 
 fn read_json(file: &Path) -> Result<serde_json::Value, LoadError> {
-    let bytes = std::fs::read(file).map_err(|error| refuse(file, error.to_string()))?;
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)
+        .and_then(|file| file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes))
+        .map_err(|error| refuse(file, error.to_string()))?;
+    // A longer file is cut, and then no JSON.
     serde_json::from_slice(&bytes).map_err(|error| refuse(file, error.to_string()))
 }
 

@@ -17,6 +17,9 @@ type Checked<T> = Result<T, GatewayError>;
 const DEFAULT_COMPLETION_TOKENS: u32 = 16;
 /// Roles that a message may have.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "ipython"];
+/// What a tool call counts for beside its own text: the least that it takes in
+/// a prompt and in memory.
+const CALL_BYTES: usize = 64;
 /// Most bytes of all tool calls of a conversation: as values they take many
 /// times the memory of their text.
 const MAX_TOOL_CALL_BYTES: usize = 1 << 20;
@@ -245,7 +248,14 @@ fn check_messages(messages: &[ChatMessage], limits: &RequestLimits) -> Checked<(
         }
     }
     let calls = messages.iter().flat_map(|message| &message.tool_calls);
-    let call_bytes: usize = calls.map(|call| call.name.len() + call.arguments.len()).sum();
+    let call_bytes: usize = calls
+        .map(|call| {
+            call.id.as_ref().map_or(0, String::len)
+                + call.name.len()
+                + call.arguments.len()
+                + CALL_BYTES
+        })
+        .sum();
     at_most("messages", "bytes of tool calls", call_bytes, MAX_TOOL_CALL_BYTES)?;
     let bytes: u64 = messages.iter().map(|message| message.content.len() as u64).sum();
     check_prompt_bytes("messages", bytes + call_bytes as u64, limits)

@@ -234,10 +234,10 @@ impl ChatTemplate {
         {
             return Ok(rendered);
         }
-        // Without a control token's name in it, content needs no place.
-        let names =
-            |content: &String| self.tokens.control.iter().any(|name| content.contains(name));
-        if !texts.iter().any(names) {
+        // Without a control token's name in them, contents need no place; two that
+        // a template puts one after the other may make up one.
+        let joined = texts.concat();
+        if !self.tokens.control.iter().any(|name| joined.contains(name)) {
             return Ok(Rendered { text, content: Vec::new() });
         }
         // Content that names control tokens to a template that looks into it:
