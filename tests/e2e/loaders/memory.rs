@@ -1,11 +1,16 @@
 //! The most memory that something took.
 
+use std::sync::{Mutex, PoisonError};
+
 /// Runs `f`, and returns with its result by how many bytes the process's
 /// resident memory rose above what it was, at its highest.
 ///
 /// # Panics
 /// Where /proc cannot be read or reset: the bound would go unchecked.
 pub(crate) fn peak_rise<R>(f: impl FnOnce() -> R) -> (R, u64) {
+    // The mark is the whole process's, and tests may be threads of one.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // 5 resets the high-water mark to the present size (proc(5)).
     std::fs::write("/proc/self/clear_refs", "5").expect("the mark can be reset");
     let before = resident("VmRSS:");

@@ -92,6 +92,8 @@ fn a_directory_is_served_in_shards_repacked_and_on_every_device() {
     ];
     assert_eq!(prompt, json!(turns.concat()));
 
+    let of_t3k = ["--device", "T3K", "--simulate", "--optimizations", "f32"];
+    assert_eq!(answer(&directory, &of_t3k).1, expected, "shards on T3K");
     let path = directory.display().to_string();
     let status = Command::new(executable()).args(["repack", &path, &path]).status();
     assert!(status.expect("starts").success());
