@@ -214,7 +214,7 @@ fn only_a_file_of_this_model_counts_as_mapped_weights() {
     model.checkpoint.set("two");
     assert!(!maps(), "it is stale");
     model.load(&path);
-    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(100).unwrap();
     assert!(!maps(), "it is cut");
     fs::write(&path, b"").unwrap();
