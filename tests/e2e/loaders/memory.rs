@@ -29,5 +29,6 @@ fn resident(key: &str) -> u64 {
 fn a_rise_is_seen() {
     let (sum, rise) = peak_rise(|| vec![1_u8; 32 << 20].iter().map(|&x| u64::from(x)).sum::<u64>());
     assert_eq!(sum, 32 << 20);
-    assert!((32 << 20..40 << 20).contains(&rise), "{rise}");
+    // The kernel counts pages in batches, a processor at a time.
+    assert!((30 << 20..40 << 20).contains(&rise), "{rise}");
 }
