@@ -2,6 +2,7 @@
 //! small clients.
 #![forbid(unsafe_code)]
 
+pub mod byte_tokenizer;
 pub mod golden;
 pub mod http;
 pub mod otlp;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::http::Client;
 use crate::packaged_model;
 
@@ -192,6 +194,27 @@ impl Sandbox {
     /// The packaged model with default settings.
     pub fn start() -> Self {
         Layout::default().start()
+    }
+
+    /// Ids of the prompt that `messages` become, and of a greedy answer of twelve
+    /// tokens, whatever they are.
+    ///
+    /// # Panics
+    /// When the gateway does not answer.
+    pub fn greedy_ids(&self, messages: &Value) -> (Value, Value) {
+        let client = self.client();
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let models = client.get("/v1/models").await.expect("answers").json();
+            let body = json!({
+                "model": models["data"][0]["id"], "messages": messages,
+                "temperature": 0, "max_tokens": 12, "ignore_eos": true, "return_token_ids": true,
+            });
+            let reply = client.post("/v1/chat/completions", &body).await.expect("answers").json();
+            let prompt =
+                reply.pointer("/choices/0/prompt_token_ids").or(reply.get("prompt_token_ids"));
+            (prompt.cloned().unwrap_or_default(), reply["choices"][0]["token_ids"].clone())
+        })
     }
 
     /// A client of its HTTP port.

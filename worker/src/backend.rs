@@ -100,15 +100,16 @@ pub fn load_model(
     let mesh = config.mesh()?;
     let MeshChoice::Cpu { num_chips, simulates } = mesh;
     // The small files tell what does not fit, however large the weights are.
-    let cached = weight_cache::path(config, &files, num_chips).is_some_and(|path| path.is_file());
-    let host = HostMemory { available: memory::available_bytes(), weights_are_mapped: cached };
+    let cache = weight_cache::path(config, &files, num_chips);
+    let weights_are_mapped = cache.as_ref().is_some_and(|path| path.is_file());
+    let host = HostMemory { available: memory::available_bytes(), weights_are_mapped };
     let model_config = LlamaConfig::from_path(files.path())?;
     sizing::limits(config, &model_config, mesh, host)?;
     let name_check = if config.ignore_model_name { NameCheck::Ignore } else { NameCheck::Enforce };
     let checkpoint = Checkpoint::open_with(files.path(), name_check)?;
     let policy = config.policy(checkpoint.config());
     let mut cpu = CpuMesh::new(num_chips as usize, config.num_threads())?;
-    if let Some(path) = weight_cache::path(config, &files, num_chips) {
+    if let Some(path) = cache {
         let (checkpoint, policy) = (checkpoint.revision(), policy.weights());
         cpu = cpu.with_weight_cache(WeightCacheFile { path, checkpoint, policy });
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use common::model::ModelFiles;
 use gateway::text::TextModel;
-use llama::{Checkpoint, LlamaConfig, NameCheck};
+use llama::LlamaConfig;
 use mesh::WeightCacheUse;
 use serde_json::json;
 use worker::backend::{self, LoadedModel};
@@ -18,7 +18,7 @@ use super::{BlockTables, Driver};
 use crate::cli::ModelArgs;
 use crate::progress::Progress;
 
-/// A model whose headers and text files are read, and whose weights are not.
+/// A model whose small files are read, and whose weights are not looked at.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// Tokenizer and chat template.
@@ -83,15 +83,10 @@ impl Opened {
             eprintln!("warning: {warning}");
         }
         let files = ModelFiles::locate(path).map_err(WorkerError::from)?;
-        let name_check = match settings.ignore_model_name {
-            true => NameCheck::Ignore,
-            false => NameCheck::Enforce,
-        };
-        let checkpoint =
-            Checkpoint::open_with(files.path(), name_check).map_err(WorkerError::from)?;
+        let config = LlamaConfig::from_path(files.path()).map_err(WorkerError::from)?;
         let text = TextModel::load(&files)
             .with_context(|| format!("cannot use the tokenizer of {}", path.display()))?;
-        Ok(Self { text, config: checkpoint.config().clone(), settings })
+        Ok(Self { text, config, settings })
     }
 
     /// Loads the weights, with a KV cache of the given size.

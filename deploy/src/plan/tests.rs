@@ -3,19 +3,11 @@
 use std::path::Path;
 
 use clap::Parser as _;
+use llama::Llama3Size;
+use llama::tiny::family;
 
 use super::*;
 use crate::cli::{Cli, Command};
-
-const LLAMA_3B: &str = r#"{"dim": 3072, "n_layers": 28, "n_heads": 24, "n_kv_heads": 8,
-    "vocab_size": 128256, "ffn_dim_multiplier": 1.0, "multiple_of": 256, "norm_eps": 1e-5,
-    "rope_theta": 500000.0, "use_scaled_rope": true}"#;
-const LLAMA_8B: &str = r#"{"dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8,
-    "vocab_size": 128256, "ffn_dim_multiplier": 1.3, "multiple_of": 1024, "norm_eps": 1e-5,
-    "rope_theta": 500000.0, "use_scaled_rope": true}"#;
-const LLAMA_70B: &str = r#"{"dim": 8192, "n_layers": 80, "n_heads": 64, "n_kv_heads": 8,
-    "vocab_size": 128256, "ffn_dim_multiplier": 1.3, "multiple_of": 4096, "norm_eps": 1e-5,
-    "rope_theta": 500000.0, "use_scaled_rope": true}"#;
 
 fn args(flags: &[&str]) -> PlanArgs {
     let args = ["llama-mesh", "plan"].into_iter().chain(flags.iter().copied());
@@ -25,7 +17,11 @@ fn args(flags: &[&str]) -> PlanArgs {
     }
 }
 
-fn planned(params: &str, flags: &[&str]) -> anyhow::Result<Report> {
+fn planned(size: Llama3Size, flags: &[&str]) -> anyhow::Result<Report> {
+    planned_from(&family::params_json(size).to_string(), flags)
+}
+
+fn planned_from(params: &str, flags: &[&str]) -> anyhow::Result<Report> {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::write(directory.path().join("params.json"), params).expect("writable");
     let args = args(flags);
@@ -41,9 +37,9 @@ fn planned(params: &str, flags: &[&str]) -> anyhow::Result<Report> {
 #[test]
 fn plans_are_the_golden_ones() {
     let cases = [
-        ("llama-3.1-70b-t3k", LLAMA_70B, "T3K"),
-        ("llama-3.2-3b-n300", LLAMA_3B, "N300"),
-        ("llama-3.1-8b-n150", LLAMA_8B, "N150"),
+        ("llama-3.1-70b-t3k", Llama3Size::B70, "T3K"),
+        ("llama-3.2-3b-n300", Llama3Size::B3, "N300"),
+        ("llama-3.1-8b-n150", Llama3Size::B8, "N150"),
     ];
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plan/golden");
     for (name, params, device) in cases {
@@ -60,7 +56,7 @@ fn plans_are_the_golden_ones() {
 
 #[test]
 fn a_table_names_every_weight_and_its_total() {
-    let report = planned(LLAMA_70B, &["--device", "t3000"]).expect("plans");
+    let report = planned(Llama3Size::B70, &["--device", "t3000"]).expect("plans");
     let text = table::text(&report);
     for part in [
         "Llama 3.1 70B",
@@ -77,7 +73,7 @@ fn a_table_names_every_weight_and_its_total() {
     ] {
         assert!(text.contains(part), "{part}:\n{text}");
     }
-    let one = planned(LLAMA_8B, &["--device", "N150"]).expect("plans");
+    let one = planned(Llama3Size::B8, &["--device", "N150"]).expect("plans");
     let text = table::text(&one);
     assert!(text.contains("in 4 slices") && !text.contains("Collectives"), "{text}");
 }
@@ -85,7 +81,7 @@ fn a_table_names_every_weight_and_its_total() {
 #[test]
 fn what_does_not_fit_is_planned_and_says_so() {
     let flags = ["--device", "N150", "--optimizations", "bf16", "--max-model-len", "2048"];
-    let report = planned(LLAMA_8B, &flags).expect("plans");
+    let report = planned(Llama3Size::B8, &flags).expect("plans");
     let reason = report.result.as_ref().expect_err("does not fit").to_string();
     assert!(reason.contains("12.47 GB") && reason.contains("--device T3K"), "{reason}");
     let object = json::object(&report);
@@ -93,16 +89,16 @@ fn what_does_not_fit_is_planned_and_says_so() {
     assert!(table::text(&report).contains("DOES NOT FIT"));
     // Too many users, and too long a context.
     let many = ["--device", "T3K", "--max-num-seqs", "32", "--max-model-len", "131072"];
-    assert!(planned(LLAMA_8B, &many).expect("plans").result.is_err());
+    assert!(planned(Llama3Size::B8, &many).expect("plans").result.is_err());
     let long = ["--device", "N150", "--max-model-len", "65536"];
-    let error = planned(LLAMA_8B, &long).expect("plans").result.expect_err("too long");
+    let error = planned(Llama3Size::B8, &long).expect("plans").result.expect_err("too long");
     assert!(error.to_string().contains("32768; N300 and T3K allow it"), "{error}");
 }
 
 #[test]
 fn formats_follow_the_flags() {
     let format = |flags: &[&str]| {
-        let object = json::object(&planned(LLAMA_8B, flags).expect("plans"));
+        let object = json::object(&planned(Llama3Size::B8, flags).expect("plans"));
         let of = |name: &str| {
             let weights = object["weights"].as_array().expect("a list").iter();
             let found = weights.clone().find(|weight| weight["name"] == name);
@@ -117,7 +113,7 @@ fn formats_follow_the_flags() {
 
 #[test]
 fn the_cpu_is_planned_against_this_machines_memory() {
-    let report = planned(LLAMA_8B, &["--device", "CPU", "--chips", "8"]).expect("plans");
+    let report = planned(Llama3Size::B8, &["--device", "CPU", "--chips", "8"]).expect("plans");
     let object = json::object(&report);
     assert_eq!(object["totals"]["memory_is_of"], "host");
     assert_eq!(object["totals"]["memory_bytes"], 16_u64 << 30);
@@ -129,11 +125,14 @@ fn the_cpu_is_planned_against_this_machines_memory() {
 fn what_cannot_be_planned_says_why() {
     let refusal =
         |params, flags: &[&str]| planned(params, flags).err().expect("refused").to_string();
-    assert!(refusal(LLAMA_70B, &["--device", "N300"]).contains("needs 8 chips, not 2"));
-    assert!(refusal(LLAMA_70B, &[]).contains("needs 8 chips, not 1"));
-    assert!(refusal(LLAMA_8B, &["--chips", "3"]).contains("fit 1, 2, 4 or 8 chips, not 3"));
-    assert!(refusal(LLAMA_8B, &["--device", "N300", "--chips", "3"]).contains("an N300 has 2"));
-    assert!(refusal("{}", &[]).contains("params.json"));
+    assert!(refusal(Llama3Size::B70, &["--device", "N300"]).contains("needs 8 chips, not 2"));
+    assert!(refusal(Llama3Size::B70, &[]).contains("needs 8 chips, not 1"));
+    assert!(refusal(Llama3Size::B8, &["--chips", "3"]).contains("fit 1, 2, 4 or 8 chips, not 3"));
+    assert!(
+        refusal(Llama3Size::B8, &["--device", "N300", "--chips", "3"]).contains("an N300 has 2")
+    );
+    let empty = planned_from("{}", &[]).err().expect("refused");
+    assert!(empty.to_string().contains("params.json"));
     let named = DeviceEnvironment { mesh_device: Some("N300".into()), ..Default::default() };
     assert_eq!(device(&args(&[]), &named), Ok(Device::N300));
     assert_eq!(device(&args(&["--device", "T3K"]), &named), Ok(Device::T3K));

@@ -1,6 +1,7 @@
 //! The five models in miniature, against Meta's reference in f32.
 
-use llama::{Checkpoint, DTypePolicy, LlamaConfig, Optimizations, RopeScaling};
+use llama::tiny::family;
+use llama::{Checkpoint, DTypePolicy, Llama3Size, LlamaConfig, Optimizations};
 use mesh::DType;
 
 use crate::checkpoints;
@@ -14,8 +15,8 @@ const POLICIES: [Optimizations; 4] =
 
 /// Holds the logits of every position, on every number of chips, under every
 /// policy, to the bar of that policy.
-fn check(name: &str, member: &LlamaConfig) {
-    assert!(member.llama3_size().is_some(), "{name} stands for a model of the family");
+fn check(name: &str, size: Llama3Size) {
+    let member = &family::config(size);
     let golden = Golden::load(name);
     let expected = golden.logits(name);
     let directory = tempfile::tempdir().expect("a directory");
@@ -83,53 +84,27 @@ fn check_performance_weights(
     assert!(error <= 1e-4, "{name} on performance's weights: {error:.2e}");
 }
 
-/// The published model that a miniature stands for.
-fn member(shape: [usize; 4], head_dim: usize, rope_factor: f32) -> LlamaConfig {
-    let [hidden_size, num_hidden_layers, num_attention_heads, intermediate_size] = shape;
-    LlamaConfig {
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads,
-        num_key_value_heads: 8,
-        head_dim,
-        vocab_size: 128_256,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: Some(RopeScaling {
-            factor: rope_factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192,
-        }),
-        max_position_embeddings: 131_072,
-        tie_word_embeddings: rope_factor == 32.0,
-        num_cross_attention_layers: 0,
-    }
-}
-
 #[test]
 fn llama_1b_answers_as_metas_code() {
-    check("1b", &member([2048, 16, 32, 8192], 64, 32.0));
+    check("1b", Llama3Size::B1);
 }
 
 #[test]
 fn llama_3b_answers_as_metas_code() {
-    check("3b", &member([3072, 28, 24, 8192], 128, 32.0));
+    check("3b", Llama3Size::B3);
 }
 
 #[test]
 fn llama_8b_answers_as_metas_code() {
-    check("8b", &member([4096, 32, 32, 14336], 128, 8.0));
+    check("8b", Llama3Size::B8);
 }
 
 #[test]
 fn llama_11b_answers_to_text_as_metas_code() {
-    let text = member([4096, 32, 32, 14336], 128, 8.0);
-    check("11b", &LlamaConfig { num_cross_attention_layers: 8, ..text });
+    check("11b", Llama3Size::B11);
 }
 
 #[test]
 fn llama_70b_answers_as_metas_code() {
-    check("70b", &member([8192, 80, 64, 28672], 128, 8.0));
+    check("70b", Llama3Size::B70);
 }

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use gateway::text::TextModel;
+use integration_tests::byte_tokenizer;
 use llama::tiny::{self, TinyModel};
 use llama::{Checkpoint, LlamaConfig, WeightName};
 use mesh::Matrix as _;
@@ -90,15 +89,11 @@ fn meta(file: &'static str, num_shards: usize) -> Specimen {
     in_directory(file, directory, file)
 }
 
-/// Meta's tokenizer: every byte, in base64, and its rank.
 fn tokenizer_model() -> Specimen {
     let directory = directory();
-    let file = directory.path().join("tokenizer.model");
-    let line = |byte: u8| format!("{} {byte}\n", BASE64_STANDARD.encode([byte]));
-    let lines: String = (0..=u8::MAX).map(line).collect();
-    std::fs::write(&file, lines).expect("writes");
-    let model = directory.path().to_owned();
-    Specimen { name: "tokenizer.model", _directory: directory, model, file, exercise: read_text }
+    byte_tokenizer::write(directory.path()).expect("writes");
+    let specimen = in_directory("tokenizer.model", directory, "tokenizer.model");
+    Specimen { exercise: read_text, ..specimen }
 }
 
 fn in_directory(name: &'static str, directory: TempDir, file: &str) -> Specimen {

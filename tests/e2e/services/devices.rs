@@ -5,17 +5,17 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use integration_tests::sandbox::executable;
+use llama::Llama3Size;
+use llama::tiny::family;
 use serde_json::Value;
 
-const LLAMA_8B: &str = r#"{"dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8,
-    "vocab_size": 128256, "ffn_dim_multiplier": 1.3, "multiple_of": 1024, "norm_eps": 1e-5,
-    "rope_theta": 500000.0, "use_scaled_rope": true}"#;
-const LLAMA_70B: &str = r#"{"dim": 8192, "n_layers": 80, "n_heads": 64, "n_kv_heads": 8,
-    "vocab_size": 128256, "ffn_dim_multiplier": 1.3, "multiple_of": 4096, "norm_eps": 1e-5,
-    "rope_theta": 500000.0, "use_scaled_rope": true}"#;
 /// Some 2.6 · 10^12 weights.
 const HUGE: &str = r#"{"dim": 32768, "n_layers": 200, "n_heads": 256, "n_kv_heads": 8,
     "vocab_size": 128256, "multiple_of": 4096, "norm_eps": 1e-5, "use_scaled_rope": true}"#;
+
+fn params(size: Llama3Size) -> String {
+    family::params_json(size).to_string()
+}
 
 /// A Meta directory with the files that say what the model is. Its weights are
 /// a hole of 17 GB that nobody may try to read.
@@ -59,7 +59,7 @@ fn llama_70b_is_refused_on_fewer_than_8_chips_of_any_kind() {
         &["--device", "N150", "--simulate"],
         &["--device", "N300", "--simulate"],
     ] {
-        refuse(LLAMA_70B, flags, &[], &parts);
+        refuse(&params(Llama3Size::B70), flags, &[], &parts);
     }
 }
 
@@ -67,23 +67,43 @@ fn llama_70b_is_refused_on_fewer_than_8_chips_of_any_kind() {
 fn what_a_chip_or_this_machine_cannot_hold_is_refused_with_the_numbers() {
     let simulated = ["--device", "N150", "--simulate", "--optimizations", "f32"];
     let parts = ["on each chip of N150", "12.47 GB", "weights", "--optimizations performance"];
-    refuse(LLAMA_8B, &simulated, &[], &parts);
+    refuse(&params(Llama3Size::B8), &simulated, &[], &parts);
     let long = ["--device", "N150", "--simulate", "--max-model-len", "65536"];
-    refuse(LLAMA_8B, &long, &[], &["max_model_len is 65536", "on N150 is 32768"]);
+    refuse(&params(Llama3Size::B8), &long, &[], &["max_model_len is 65536", "on N150 is 32768"]);
     let parts = ["of this machine's memory", "weights", "KV cache"];
     refuse(HUGE, &["--chips", "8", "--optimizations", "f32"], &[], &parts);
-    refuse(LLAMA_8B, &["--chips", "3"], &[], &["8 KV heads", "fit 1, 2, 4 or 8 chips, not 3"]);
+    refuse(
+        &params(Llama3Size::B8),
+        &["--chips", "3"],
+        &[],
+        &["8 KV heads", "fit 1, 2, 4 or 8 chips, not 3"],
+    );
 }
 
 #[test]
 fn the_environment_names_the_device_and_is_refused_by_name() {
-    refuse(LLAMA_8B, &[], &[("MESH_DEVICE", "TG")], &["MESH_DEVICE", "\"TG\"", "T3000"]);
-    refuse(LLAMA_8B, &[], &[("FAKE_DEVICE", "x")], &["FAKE_DEVICE"]);
-    refuse(LLAMA_8B, &[], &[("MESH_DEVICE", "N300")], &["MESH_DEVICE", "--simulate"]);
-    refuse(LLAMA_70B, &["--simulate"], &[("MESH_DEVICE", "N300")], &["needs 8 chips, not 2"]);
+    refuse(
+        &params(Llama3Size::B8),
+        &[],
+        &[("MESH_DEVICE", "TG")],
+        &["MESH_DEVICE", "\"TG\"", "T3000"],
+    );
+    refuse(&params(Llama3Size::B8), &[], &[("FAKE_DEVICE", "x")], &["FAKE_DEVICE"]);
+    refuse(
+        &params(Llama3Size::B8),
+        &[],
+        &[("MESH_DEVICE", "N300")],
+        &["MESH_DEVICE", "--simulate"],
+    );
+    refuse(
+        &params(Llama3Size::B70),
+        &["--simulate"],
+        &[("MESH_DEVICE", "N300")],
+        &["needs 8 chips, not 2"],
+    );
     // A flag goes over it.
     let flags = ["--device", "N150", "--simulate"];
-    refuse(LLAMA_70B, &flags, &[("MESH_DEVICE", "T3K")], &["needs 8 chips, not 1"]);
+    refuse(&params(Llama3Size::B70), &flags, &[("MESH_DEVICE", "T3K")], &["needs 8 chips, not 1"]);
 }
 
 fn plan(
@@ -102,30 +122,34 @@ fn plan(
 #[test]
 fn a_plan_needs_no_weights_and_its_exit_code_says_whether_it_fits() {
     let ethernet = ("WH_ARCH_YAML", "/x/wormhole_b0_80_arch_eth_dispatch.yaml");
-    let (code, object, error) = plan(LLAMA_70B, &[], &[("MESH_DEVICE", "T3000"), ethernet]);
+    let (code, object, error) =
+        plan(&params(Llama3Size::B70), &[], &[("MESH_DEVICE", "T3000"), ethernet]);
     assert_eq!((code, error.as_str()), (Some(0), ""));
     assert_eq!((&object["device"], &object["num_chips"]), (&"T3K".into(), &8.into()));
     assert_eq!(object["compute_grid"], serde_json::json!([8, 8]));
     assert_eq!(object["fits"], true);
 
-    let (code, object, error) =
-        plan(LLAMA_8B, &["--device", "N300"], &[("WH_ARCH_YAML", "wormhole_b0_80_arch.yaml")]);
+    let (code, object, error) = plan(
+        &params(Llama3Size::B8),
+        &["--device", "N300"],
+        &[("WH_ARCH_YAML", "wormhole_b0_80_arch.yaml")],
+    );
     assert_eq!((code, &object["compute_grid"]), (Some(0), &serde_json::json!([8, 7])), "{error}");
     assert!(error.contains("8x7"), "{error}");
-    let (_, object, error) = plan(LLAMA_8B, &["--device", "N300"], &[]);
+    let (_, object, error) = plan(&params(Llama3Size::B8), &["--device", "N300"], &[]);
     assert!(error.contains("WH_ARCH_YAML is unset"), "{error}");
     assert_eq!(object["dispatch"], "ethernet");
 
     let too_large = ["--device", "N150", "--optimizations", "bf16"];
-    let (code, object, error) = plan(LLAMA_8B, &too_large, &[]);
+    let (code, object, error) = plan(&params(Llama3Size::B8), &too_large, &[]);
     assert_eq!((code, &object["fits"]), (Some(1), &false.into()));
     assert!(error.contains("does not fit") && error.contains("12.47 GB"), "{error}");
-    let (code, object, error) = plan(LLAMA_70B, &["--device", "N150"], &[]);
+    let (code, object, error) = plan(&params(Llama3Size::B70), &["--device", "N150"], &[]);
     assert_eq!((code, object), (Some(1), Value::Null));
     assert!(error.contains("needs 8 chips"), "{error}");
 
-    assert_eq!(plan(LLAMA_8B, &["--device", "H100"], &[]).0, Some(2));
-    assert_eq!(plan(LLAMA_8B, &[], &[("MESH_DEVICE", "TG")]).0, Some(64));
+    assert_eq!(plan(&params(Llama3Size::B8), &["--device", "H100"], &[]).0, Some(2));
+    assert_eq!(plan(&params(Llama3Size::B8), &[], &[("MESH_DEVICE", "TG")]).0, Some(64));
     let (code, _, error) = plan("{}", &["--device", "T3K"], &[]);
     assert_eq!(code, Some(1));
     assert!(error.contains("params.json") && error.contains("dim"), "{error}");

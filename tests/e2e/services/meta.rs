@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use integration_tests::byte_tokenizer;
 use integration_tests::sandbox::{Layout, executable};
 use llama::LlamaConfig;
 use llama::tiny::{self, TinyModel};
@@ -16,13 +15,6 @@ const BOS: u32 = 256;
 const START_HEADER: u32 = 256 + 6;
 const END_HEADER: u32 = 256 + 7;
 const END_OF_TURN: u32 = 256 + 9;
-
-/// Every byte in base64, and its rank.
-fn write_tokenizer(directory: &Path) {
-    let line = |byte: u8| format!("{} {byte}\n", BASE64_STANDARD.encode([byte]));
-    let lines: String = (0..=u8::MAX).map(line).collect();
-    std::fs::write(directory.join("tokenizer.model"), lines).expect("writable");
-}
 
 /// Eight KV heads, so that eight shards and eight chips are possible.
 fn model() -> TinyModel {
@@ -43,22 +35,10 @@ fn model() -> TinyModel {
 fn answer(directory: &Path, worker: &[&str]) -> (Value, Value) {
     let path = directory.display().to_string();
     let sandbox = Layout::default().model(&path).worker(worker).start();
-    let client = sandbox.client();
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let models = client.get("/v1/models").await.expect("answers").json();
-        let body = json!({
-            "model": models["data"][0]["id"],
-            "messages": [
-                { "role": "system", "content": " Be brief. " },
-                { "role": "user", "content": "héllo <|eot_id|>" },
-            ],
-            "temperature": 0, "max_tokens": 12, "ignore_eos": true, "return_token_ids": true,
-        });
-        let reply = client.post("/v1/chat/completions", &body).await.expect("answers").json();
-        let prompt = reply.pointer("/choices/0/prompt_token_ids").or(reply.get("prompt_token_ids"));
-        (prompt.cloned().unwrap_or_default(), reply["choices"][0]["token_ids"].clone())
-    })
+    sandbox.greedy_ids(&json!([
+        { "role": "system", "content": " Be brief. " },
+        { "role": "user", "content": "héllo <|eot_id|>" },
+    ]))
 }
 
 fn turn(role: &str, content: &str) -> Vec<u32> {
@@ -76,7 +56,7 @@ fn a_directory_is_served_in_shards_repacked_and_on_every_device() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let directory = scratch.path().join("Tiny-Instruct");
     model().write_meta(&directory, 8).expect("writable");
-    write_tokenizer(&directory);
+    byte_tokenizer::write(&directory).expect("writable");
 
     let (prompt, expected) = answer(&directory, &["--optimizations", "f32"]);
     assert_eq!(expected.as_array().map(Vec::len), Some(12), "{expected}");

@@ -34,7 +34,7 @@ pub(crate) use meta_files::{chunk_layers, chunk_name};
 pub use storage::TensorMatrix;
 pub(crate) use weight_file::WeightFile;
 
-use crate::config::{Llama3Size, LlamaConfig};
+use crate::config::LlamaConfig;
 use crate::names::WeightName;
 use crate::rope::inverse_frequencies;
 use storage::{RowOrder, TensorStore};
@@ -116,11 +116,6 @@ impl Checkpoint {
     /// The model's own name (GGUF), or that of its directory or file.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// The member of the Llama 3 family that this is, if it is one.
-    pub fn family(&self) -> Option<Llama3Size> {
-        self.config.llama3_size()
     }
 
     /// Always `llama`, as yet.

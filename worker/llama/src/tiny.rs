@@ -4,8 +4,8 @@
 //! One set of weights can be written as a Hugging Face directory, as a GGUF
 //! file, and as a Meta directory; all must load to the same values.
 
+pub mod family;
 mod meta;
-
 pub mod seeded;
 
 use std::collections::BTreeMap;

@@ -140,11 +140,7 @@ fn by_columns(
         .map(|rank| {
             let columns = rank * share..(rank + 1) * share;
             PackedMatrix::pack(pool, format_of(dtype), [matrix.rows(), share], &|first_row, out| {
-                if chips.count() == 1 {
-                    matrix.read_rows(first_row, out)
-                } else {
-                    matrix.read_columns(first_row, columns.clone(), out)
-                }
+                matrix.read_columns(first_row, columns.clone(), out)
             })
         })
         .collect::<Result<_, MeshError>>()?;

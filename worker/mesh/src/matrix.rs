@@ -37,6 +37,9 @@ pub trait Matrix: Sync {
         columns: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), MeshError> {
+        if columns == (0..self.cols()) {
+            return self.read_rows(first_row, out);
+        }
         let mut whole = vec![0.0; self.cols()];
         for (row, out) in (first_row..).zip(out.chunks_exact_mut(columns.len())) {
             self.read_rows(row, &mut whole)?;

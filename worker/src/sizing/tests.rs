@@ -1,5 +1,8 @@
 //! Sizes that come out, and what is refused.
 
+use llama::Llama3Size;
+use llama::tiny::family;
+
 use super::*;
 use crate::config::{DeviceKind, KvConfig, KvDType, OptimizationsKind};
 
@@ -8,28 +11,6 @@ const PLENTY: HostMemory = HostMemory { available: Some(1 << 40), weights_are_ma
 /// 2 layers, K and V, 2 heads of 16: 256 bytes a token in bf16.
 fn sized(config: &WorkerConfig) -> Result<Limits, WorkerError> {
     limits(config, &llama::tiny::config(), config.mesh().unwrap(), PLENTY)
-}
-
-fn family(json: &str) -> LlamaConfig {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("params.json"), json).unwrap();
-    LlamaConfig::from_path(directory.path()).unwrap()
-}
-
-fn llama_8b() -> LlamaConfig {
-    family(
-        r#"{"dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 128256,
-        "ffn_dim_multiplier": 1.3, "multiple_of": 1024, "norm_eps": 1e-5, "rope_theta": 500000.0,
-        "use_scaled_rope": true}"#,
-    )
-}
-
-fn llama_70b() -> LlamaConfig {
-    family(
-        r#"{"dim": 8192, "n_layers": 80, "n_heads": 64, "n_kv_heads": 8, "vocab_size": 128256,
-        "ffn_dim_multiplier": 1.3, "multiple_of": 4096, "norm_eps": 1e-5, "rope_theta": 500000.0,
-        "use_scaled_rope": true}"#,
-    )
 }
 
 fn simulated(device: DeviceKind) -> WorkerConfig {
@@ -73,34 +54,38 @@ fn llama_70b_takes_8_chips_of_whatever_kind() {
     let chips = |n| WorkerConfig { chips: Some(n), ..WorkerConfig::default() };
     let few = [chips(1), chips(4), simulated(DeviceKind::N150), simulated(DeviceKind::N300)];
     for config in few {
-        let error = limits(&config, &llama_70b(), config.mesh().unwrap(), PLENTY).unwrap_err();
+        let error =
+            limits(&config, &family::config(Llama3Size::B70), config.mesh().unwrap(), PLENTY)
+                .unwrap_err();
         assert_eq!(error.exit_code(), 64);
         let text = error.to_string();
         assert!(text.contains("Llama 3.1 70B needs 8 chips"), "{text}");
         assert!(text.contains("--device T3K") && text.contains("--simulate"), "{text}");
     }
     for config in [chips(8), simulated(DeviceKind::T3K)] {
-        limits(&config, &llama_70b(), config.mesh().unwrap(), PLENTY).unwrap();
+        limits(&config, &family::config(Llama3Size::B70), config.mesh().unwrap(), PLENTY).unwrap();
     }
 }
 
 #[test]
 fn a_simulated_chip_holds_no_more_than_a_real_one() {
     let f32 = WorkerConfig { optimizations: OptimizationsKind::F32, ..simulated(DeviceKind::N150) };
-    let text = refusal(&f32, &llama_8b(), PLENTY);
+    let text = refusal(&f32, &family::config(Llama3Size::B8), PLENTY);
     for part in ["on each chip of N150", "12.47 GB", "--optimizations performance"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     // The KV cache that is made unasked leaves the chip's memory as it is.
     let config = WorkerConfig { max_num_seqs: 64, ..simulated(DeviceKind::N150) };
-    let limits = limits(&config, &llama_8b(), config.mesh().unwrap(), PLENTY).unwrap();
+    let limits =
+        limits(&config, &family::config(Llama3Size::B8), config.mesh().unwrap(), PLENTY).unwrap();
     assert!(limits.num_kv_blocks > 0 && limits.max_model_len <= 32 * 1024);
     let kv = KvConfig { blocks: Some(4096), ..KvConfig::default() };
-    let text = refusal(&WorkerConfig { kv, ..config.clone() }, &llama_8b(), PLENTY);
+    let text =
+        refusal(&WorkerConfig { kv, ..config.clone() }, &family::config(Llama3Size::B8), PLENTY);
     assert!(text.contains("KV cache of 131072 tokens 9.13 GB"), "{text}");
     assert!(text.contains("--device N300"), "{text}");
     let long = WorkerConfig { max_model_len: Some(65_536), ..config };
-    let text = refusal(&long, &llama_8b(), PLENTY);
+    let text = refusal(&long, &family::config(Llama3Size::B8), PLENTY);
     assert!(text.contains("on N150 is 32768"), "{text}");
 }
 
@@ -109,11 +94,11 @@ fn this_machine_must_hold_every_chip() {
     let gib = |n: u64| HostMemory { available: Some(n << 30), weights_are_mapped: false };
     let config = WorkerConfig::default();
     // 8B in bfp4 and bfp8 takes about 7.2 GB.
-    let text = refusal(&config, &llama_8b(), gib(6));
+    let text = refusal(&config, &family::config(Llama3Size::B8), gib(6));
     assert!(text.contains("of this machine's memory"), "{text}");
     assert!(text.contains("6.44 GB"), "{text}");
     let cpu = config.mesh().unwrap();
-    let limits_with = |host| limits(&config, &llama_8b(), cpu, host);
+    let limits_with = |host| limits(&config, &family::config(Llama3Size::B8), cpu, host);
     let enough = limits_with(gib(9)).unwrap();
     assert!(enough.max_model_len > 1024);
     // What is mapped from a file need not fit.
@@ -124,7 +109,7 @@ fn this_machine_must_hold_every_chip() {
     limits_with(unknown).unwrap();
     // Eight simulated chips hold the model once, not eight times.
     let t3k = simulated(DeviceKind::T3K);
-    limits(&t3k, &llama_8b(), t3k.mesh().unwrap(), gib(10)).unwrap();
+    limits(&t3k, &family::config(Llama3Size::B8), t3k.mesh().unwrap(), gib(10)).unwrap();
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn from_params(json: &[u8]) -> Result<LlamaConfig, crate::config::ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::llama3;
+    use crate::tiny::family;
 
     fn params(json: &str) -> Result<LlamaConfig, CheckpointError> {
         let directory = tempfile::tempdir().unwrap();
@@ -64,28 +64,9 @@ mod tests {
 
     #[test]
     fn every_member_of_the_family_is_read_from_its_params_alone() {
-        let rows = [
-            (Llama3Size::B1, 2048, 16, 32, 1.5, 256, ""),
-            (Llama3Size::B3, 3072, 28, 24, 1.0, 256, ""),
-            (Llama3Size::B8, 4096, 32, 32, 1.3, 1024, ""),
-            (
-                Llama3Size::B11,
-                4096,
-                32,
-                32,
-                1.3,
-                1024,
-                r#", "vision_num_cross_attention_layers": 8, "vision_chunk_size": 560"#,
-            ),
-            (Llama3Size::B70, 8192, 80, 64, 1.3, 4096, ""),
-        ];
-        for (size, dim, layers, heads, multiplier, multiple, more) in rows {
-            let config = params(&format!(
-                r#"{{"dim": {dim}, "n_layers": {layers}, "n_heads": {heads}, "n_kv_heads": 8,
-                "vocab_size": 128256, "ffn_dim_multiplier": {multiplier}, "norm_eps": 1e-5,
-                "multiple_of": {multiple}, "rope_theta": 500000.0, "use_scaled_rope": true{more}}}"#
-            ));
-            assert_eq!(config.unwrap(), llama3(size));
+        for size in Llama3Size::ALL {
+            let config = params(&family::params_json(size).to_string());
+            assert_eq!(config.unwrap(), family::config(size));
         }
     }
 

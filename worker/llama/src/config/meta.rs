@@ -186,27 +186,7 @@ mod tests {
 
     use super::*;
     use crate::config::tests::llama3;
-
-    /// What Meta's file holds; 11B's has the vision keys besides.
-    fn published(size: Llama3Size) -> Json {
-        let (dim, layers, heads, multiplier, multiple) = match size {
-            Llama3Size::B1 => (2048, 16, 32, 1.5, 256),
-            Llama3Size::B3 => (3072, 28, 24, 1.0, 256),
-            Llama3Size::B8 | Llama3Size::B11 => (4096, 32, 32, 1.3, 1024),
-            Llama3Size::B70 => (8192, 80, 64, 1.3, 4096),
-        };
-        let mut params = json!({
-            "dim": dim, "n_layers": layers, "n_heads": heads, "n_kv_heads": 8,
-            "vocab_size": 128_256, "ffn_dim_multiplier": multiplier, "multiple_of": multiple,
-            "norm_eps": 1e-5, "rope_theta": 500_000.0, "use_scaled_rope": true,
-        });
-        if size == Llama3Size::B11 {
-            params["vision_chunk_size"] = json!(560);
-            params["vision_max_num_chunks"] = json!(4);
-            params["vision_num_cross_attention_layers"] = json!(8);
-        }
-        params
-    }
+    use crate::tiny::family::params_json as published;
 
     fn read(json: &Json, tied: bool) -> Result<LlamaConfig, ConfigError> {
         let stored = Stored { embedding_rows: 128_256, tied };

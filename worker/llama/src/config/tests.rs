@@ -1,6 +1,7 @@
 //! Tests of configurations, and the configurations of known models.
 
 use super::*;
+pub(crate) use crate::tiny::family::config as llama3;
 
 /// A text model's `config.json`.
 fn parse_hf(json: &[u8]) -> Result<LlamaConfig, ConfigError> {
@@ -22,37 +23,6 @@ pub(crate) fn smollm2() -> LlamaConfig {
         max_position_embeddings: 8192,
         tie_word_embeddings: true,
         num_cross_attention_layers: 0,
-    }
-}
-
-pub(crate) fn llama3(size: Llama3Size) -> LlamaConfig {
-    let (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size) = match size {
-        Llama3Size::B1 => (2048, 16, 32, 8192),
-        Llama3Size::B3 => (3072, 28, 24, 8192),
-        Llama3Size::B8 | Llama3Size::B11 => (4096, 32, 32, 14_336),
-        Llama3Size::B70 => (8192, 80, 64, 28_672),
-    };
-    let vision = matches!(size, Llama3Size::B11);
-    let small = matches!(size, Llama3Size::B1 | Llama3Size::B3);
-    LlamaConfig {
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads,
-        num_key_value_heads: 8,
-        head_dim: hidden_size / num_attention_heads,
-        vocab_size: 128_256,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: Some(RopeScaling {
-            factor: if small { 32.0 } else { 8.0 },
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192,
-        }),
-        max_position_embeddings: 131_072,
-        tie_word_embeddings: small,
-        num_cross_attention_layers: if vision { 8 } else { 0 },
     }
 }
 

@@ -123,7 +123,7 @@ fn the_paths_name_is_held_against_the_params() {
     assert!(error.contains("names Llama 3.1 70B, but its files are of another model (dim 64"));
     assert!(error.contains("ignore_model_name"), "{error}");
     let checkpoint = Checkpoint::open_with(&path, NameCheck::Ignore).unwrap();
-    assert_eq!(checkpoint.family(), None);
+    assert_eq!(checkpoint.config().llama3_size(), None);
     assert_eq!(checkpoint.name(), "repacked");
 }
 
