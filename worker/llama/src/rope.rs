@@ -65,6 +65,8 @@ impl RopeTables {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::config::Llama3Size;
     use crate::config::tests::{llama3, smollm2};
@@ -114,5 +116,62 @@ mod tests {
         assert_eq!((tables.cos[0], tables.sin[0]), (1.0, 0.0));
         assert_eq!(tables.cos[5], 1_f32.cos());
         assert_eq!(tables.sin[4], 2_f32.sin());
+    }
+
+    /// The formula in f64, and how far single precision may be from it; not at the
+    /// bands' borders, where a rounding decides.
+    fn by_formula(config: &LlamaConfig, pair: usize) -> Option<(f64, f64)> {
+        let exponent = -2.0 * pair as f64 / config.head_dim as f64;
+        let frequency = f64::from(config.rope_theta).powf(exponent);
+        let Some(scaling) = config.rope_scaling else {
+            return Some((frequency, 1e-6 * frequency));
+        };
+        let [factor, low, high] =
+            [scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor].map(f64::from);
+        let turns = scaling.original_max_position_embeddings as f64 * frequency
+            / (2.0 * std::f64::consts::PI);
+        if [low, high].iter().any(|border| (turns / border - 1.0).abs() < 1e-5) {
+            return None;
+        }
+        let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        let scaled = (1.0 - kept) * frequency / factor + kept * frequency;
+        // What blends two frequencies rounds like the larger one.
+        let is_blend = kept > 0.0 && kept < 1.0;
+        Some((scaled, if is_blend { 4e-6 * frequency } else { 1e-6 * scaled }))
+    }
+
+    proptest! {
+        #[test]
+        fn frequencies_and_tables_follow_the_formula(
+            half_dim in 1_usize..129,
+            theta in 1_000.0_f32..1e6,
+            scaling in prop::option::of((1.0_f32..64.0, 0.5_f32..2.0, 2.5_f32..8.0, 1_usize..15)),
+            position in 0_usize..200,
+        ) {
+            let config = LlamaConfig {
+                head_dim: 2 * half_dim,
+                rope_theta: theta,
+                rope_scaling: scaling.map(|(factor, low, high, log_length)| RopeScaling {
+                    factor,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_max_position_embeddings: 1 << log_length,
+                }),
+                ..smollm2()
+            };
+            let frequencies = inverse_frequencies(&config);
+            let tables = RopeTables::new(&frequencies, position + 1);
+            for (pair, &frequency) in frequencies.iter().enumerate() {
+                if let Some((expected, bound)) = by_formula(&config, pair) {
+                    let error = (f64::from(frequency) - expected).abs();
+                    prop_assert!(error < bound, "pair {pair}: {frequency} {expected}");
+                }
+                // The angle in f32, as Meta has it; its cosine rounds once.
+                let angle = f64::from(position as f32 * frequency);
+                let at = position * half_dim + pair;
+                prop_assert!((f64::from(tables.cos[at]) - angle.cos()).abs() < 1e-7);
+                prop_assert!((f64::from(tables.sin[at]) - angle.sin()).abs() < 1e-7);
+            }
+        }
     }
 }

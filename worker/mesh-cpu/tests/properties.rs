@@ -1,4 +1,4 @@
-//! Random shapes: products against f64, and bit-exact independence of threads,
+//! Random shapes: products, norms, gates and attention against f64, gathers, and bit-exact independence of threads,
 //! batch and chunks.
 
 use kernels::Isa;
@@ -38,6 +38,20 @@ fn products(
     (y, read_replicated(mesh, &sum, n))
 }
 
+/// `x / sqrt(mean(x²) + eps) · gain`
+fn rms_norm(x: &[f32], gain: &[f32], eps: f32) -> Vec<f64> {
+    let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let root = (squares / x.len() as f64 + f64::from(eps)).sqrt();
+    x.iter().zip(gain).map(|(&x, &gain)| f64::from(x) / root * f64::from(gain)).collect()
+}
+
+/// `gate / (1 + e^-gate) · up` of one chip's `[gate | up]`
+fn swiglu(gate_up: &[f32]) -> Vec<f64> {
+    let (gate, up) = gate_up.split_at(gate_up.len() / 2);
+    let values = gate.iter().zip(up).map(|(&gate, &up)| (f64::from(gate), f64::from(up)));
+    values.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -58,6 +72,41 @@ proptest! {
         let want = matmul(&x, &weight, k);
         assert_close("column_linear", &columns, &want, 1e-4);
         assert_close("row_linear", &rows, &want, 1e-4);
+    }
+
+    #[test]
+    fn norms_gates_and_gathers_of_any_shape_follow_their_formulae(
+        num_chips in 1usize..=8,
+        width in 1usize..40,
+        rows in 1usize..12,
+        (scale, eps) in (select(vec![1e-3f32, 1.0, 30.0]), select(vec![1e-6f32, 1e-5, 1e-2])),
+        isa in isas(),
+        seed in any::<u64>(),
+    ) {
+        // [gate | up] on every chip.
+        let width = 2 * width * num_chips;
+        let mut mesh = CpuMesh::with_isa(num_chips, 2, isa).unwrap();
+        let x: Vec<f32> = noise(seed, rows * width).into_iter().map(|x| x * scale).collect();
+        let gain = noise(!seed, width);
+        let loaded = mesh.load_gain(&DenseMatrix::new("gain", width, gain.clone())).unwrap();
+        let uploaded = upload(&mut mesh, width, &x);
+
+        let normed = mesh.rms_norm(&uploaded, &loaded, eps).unwrap();
+        let normed = read_replicated(&mut mesh, &normed, width);
+        let want: Vec<f64> = x.chunks_exact(width).flat_map(|x| rms_norm(x, &gain, eps)).collect();
+        assert_close("rms_norm", &normed, &want, 1e-5);
+
+        let gate_up = shard(&mut mesh, &uploaded, width);
+        let activated = mesh.silu_mul(gate_up).unwrap();
+        let activated = read_sharded(&mut mesh, activated);
+        let on_a_chip = width / num_chips;
+        let want: Vec<f64> = x.chunks_exact(on_a_chip).flat_map(swiglu).collect();
+        assert_close("silu_mul", &activated, &want, 1e-5);
+
+        let cut = shard(&mut mesh, &uploaded, width);
+        let gathered = mesh.all_gather(cut).unwrap();
+        let gathered = read_replicated(&mut mesh, &gathered, width);
+        assert_same("all_gather", &gathered, &x, Strength::EXACT);
     }
 
     #[test]
