@@ -96,22 +96,33 @@ fn unsafe_code_lives_in_the_kernels() {
 }
 
 /// Crates of ours that a crate may name under `[dependencies]`.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("proto", &[]),
     ("common", &["gguf"]),
     ("common/gguf", &[]),
     ("gateway", &["common", "gguf", "proto"]),
-    ("worker", &["common", "gguf", "llama", "mesh", "mesh-cpu", "kernels", "proto"]),
+    ("worker", &["common", "gguf", "llama", "mesh", "mesh-cpu", "mesh-ttnn", "kernels", "proto"]),
     ("worker/mesh", &[]),
     ("worker/mesh-cpu", &["kernels", "mesh"]),
+    ("worker/mesh-ttnn", &["kernels", "mesh"]),
     ("worker/kernels", &[]),
     ("worker/llama", &["gguf", "mesh"]),
 ];
 
 #[test]
 fn the_arrows_between_crates_are_the_architecture() {
-    let ours =
-        ["proto", "common", "gguf", "gateway", "worker", "llama", "mesh", "mesh-cpu", "kernels"];
+    let ours = [
+        "proto",
+        "common",
+        "gguf",
+        "gateway",
+        "worker",
+        "llama",
+        "mesh",
+        "mesh-cpu",
+        "mesh-ttnn",
+        "kernels",
+    ];
     for (krate, allowed) in ARROWS {
         let manifest =
             std::fs::read_to_string(root().join(krate).join("Cargo.toml")).expect("a crate");

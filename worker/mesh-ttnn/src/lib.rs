@@ -1,0 +1,11 @@
+//! The mesh of Tenstorrent chips, through `ttnn`.
+//!
+//! Must never know: models by name, checkpoints, requests.
+#![forbid(unsafe_code)]
+
+pub mod ops;
+#[cfg(feature = "ttnn")]
+pub mod python;
+#[cfg(any(test, feature = "reference"))]
+pub mod reference;
+pub mod spec;

@@ -1,0 +1,1 @@
+//! The operations in plain Rust: the numbers behind the same calls.
