@@ -70,8 +70,10 @@ pub struct SamplingTensors<'a, T> {
     pub top_p: &'a T,
     /// 1 / temperature, bf16 `[32]`.
     pub inverse_temperature: &'a T,
-    /// Of the step.
-    pub seed: u32,
+    /// Of this step's draws, uint32 `[32]`, none of them 2³² − 1. A tensor and
+    /// not a number: as an argument a seed is compiled into the kernel, which
+    /// would be built anew every step.
+    pub seeds: &'a T,
 }
 
 /// The chips of one mesh, by operation.
@@ -296,8 +298,8 @@ pub trait Ops {
         indices: &Self::Tensor,
         offsets: &Self::Tensor,
     ) -> Result<Self::Tensor>;
-    /// `ttnn.sampling`: an id of `indices` (row-major int32) for each row of
-    /// `values` (bf16 tiles), uint32 `[1, 1, 1, 32]`.
+    /// `ttnn.manual_seed` and `ttnn.sampling`: an id of `indices` (row-major
+    /// int32) for each row of `values` (bf16 tiles), uint32 `[1, 1, 1, 32]`.
     fn sampling(
         &mut self,
         values: &Self::Tensor,
