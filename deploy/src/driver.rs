@@ -9,7 +9,7 @@ mod blocks;
 mod open;
 
 use anyhow::Context as _;
-use mesh::{SequenceSlice, StepBatch};
+use mesh::{SequenceSlice, StepBatch, StepOutput};
 use worker::engine::Forward;
 
 pub(crate) use self::blocks::BlockTables;
@@ -24,7 +24,7 @@ pub(crate) struct Driver {
     /// Most tokens in one step.
     max_step_tokens: usize,
     /// `[rows wanted, vocab_size]` of the last step.
-    logits: Vec<f32>,
+    out: StepOutput,
 }
 
 /// One user's place in the KV cache.
@@ -39,7 +39,7 @@ pub(crate) struct Sequence {
 impl Driver {
     /// Steps `forward` with at most so many tokens at once.
     pub(crate) fn new(forward: Box<dyn Forward>, max_step_tokens: usize) -> Self {
-        Self { forward, max_step_tokens: max_step_tokens.max(1), logits: Vec::new() }
+        Self { forward, max_step_tokens: max_step_tokens.max(1), out: StepOutput::default() }
     }
 
     /// Logits in a row.
@@ -65,7 +65,7 @@ impl Driver {
             let wanted = if chunks.peek().is_none() { chunk.len() - 1..chunk.len() } else { 0..0 };
             self.step(std::slice::from_mut(sequence), &[chunk], wanted)?;
         }
-        Ok(&mut self.logits)
+        Ok(&mut self.out.logits)
     }
 
     /// Computes a text in chunks and gives `rows` the logits after every token,
@@ -85,7 +85,7 @@ impl Driver {
         for chunk in ids.chunks(self.max_step_tokens.min(MAX_LOGIT_ROWS)) {
             let first_position = sequence.len;
             self.step(std::slice::from_mut(sequence), &[chunk], 0..chunk.len())?;
-            rows(first_position, &self.logits)?;
+            rows(first_position, &self.out.logits)?;
         }
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Driver {
         assert_eq!(sequences.len(), tokens.len(), "one token a sequence");
         let pieces: Vec<&[u32]> = tokens.iter().map(std::slice::from_ref).collect();
         self.step(sequences, &pieces, 0..tokens.len())?;
-        Ok(&mut self.logits)
+        Ok(&mut self.out.logits)
     }
 
     /// One step: `pieces[i]` are the next tokens of `sequences[i]`, `wanted` the
@@ -128,7 +128,7 @@ impl Driver {
             batch.token_ids.extend_from_slice(piece);
             sequence.len += piece.len();
         }
-        self.forward.forward(&batch, &mut self.logits).context("the mesh failed")
+        self.forward.forward(&batch, &mut self.out).context("the mesh failed")
     }
 }
 

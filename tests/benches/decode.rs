@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use llama::{Checkpoint, DTypePolicy, LoadOptions, Optimizations, Runner};
-use mesh::{SequenceSlice, StepBatch};
+use mesh::{SequenceSlice, StepBatch, StepOutput};
 use mesh_cpu::CpuMesh;
 use serde_json::json;
 
@@ -27,10 +27,11 @@ fn step(runner: &mut Runner<CpuMesh>, ids: &[u32], first_position: usize) {
             block_table: (0..num_blocks).filter_map(|block| u32::try_from(block).ok()).collect(),
         }],
         logit_rows: vec![ids.len() - 1],
+        choices: None,
     };
-    let mut logits = Vec::new();
-    runner.forward(&batch, &mut logits).expect("the CPU mesh does not fail");
-    std::hint::black_box(logits);
+    let mut out = StepOutput::default();
+    runner.forward(&batch, &mut out).expect("the CPU mesh does not fail");
+    std::hint::black_box(out);
 }
 
 /// Median tokens a second of `run`, which computes `tokens`.

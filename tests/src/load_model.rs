@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use llama::{Checkpoint, DTypePolicy, LoadOptions, Optimizations, Runner};
-use mesh::{SequenceSlice, StepBatch};
+use mesh::{SequenceSlice, StepBatch, StepOutput};
 use mesh_cpu::CpuMesh;
 use serde::Deserialize;
 
@@ -60,7 +60,7 @@ fn main() -> anyhow::Result<()> {
 
 fn run(runner: &mut Runner<CpuMesh>, request: &Request) -> anyhow::Result<()> {
     let mut out = BufWriter::new(File::create(&request.logits)?);
-    let (mut first_position, mut logits) = (0, Vec::new());
+    let (mut first_position, mut output) = (0, StepOutput::default());
     while first_position < request.tokens.len() {
         let num_tokens = if first_position == 0 { request.prompt } else { 1 };
         let token_ids = request.tokens[first_position..first_position + num_tokens].to_vec();
@@ -74,9 +74,10 @@ fn run(runner: &mut Runner<CpuMesh>, request: &Request) -> anyhow::Result<()> {
                 block_table,
             }],
             logit_rows: (0..num_tokens).collect(),
+            choices: None,
         };
-        runner.forward(&batch, &mut logits)?;
-        for logit in &logits {
+        runner.forward(&batch, &mut output)?;
+        for logit in &output.logits {
             out.write_all(&logit.to_le_bytes())?;
         }
         first_position += num_tokens;

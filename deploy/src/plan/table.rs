@@ -137,9 +137,8 @@ fn collectives(plan: &DevicePlan) -> String {
     }
     let _ = writeln!(
         out,
-        "The residual stream is kept whole on every chip. An all_reduce is a reduce-scatter and an \
-         all-gather, which is what a\nresidual stream in slices would need too. In the layers of a \
-         decode step (32 rows of bf16) a chip receives {}.",
+        "The residual stream is cut over the chips along its channels. In the layers of a decode \
+         step (32 rows of bf16) a chip\nreceives {}.",
         bytes_text(plan.received_bytes())
     );
     out

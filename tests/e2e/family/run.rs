@@ -2,7 +2,7 @@
 //! chunks, then token by token.
 
 use llama::{Checkpoint, DTypePolicy, LoadOptions, Runner};
-use mesh::{SequenceSlice, StepBatch};
+use mesh::{SequenceSlice, StepBatch, StepOutput};
 use mesh_cpu::CpuMesh;
 
 const THREADS: usize = 2;
@@ -52,9 +52,10 @@ impl Model {
                 block_table: BLOCK_TABLE.to_vec(),
             }],
             logit_rows: (0..tokens.len()).collect(),
+            choices: None,
         };
-        let mut logits = Vec::new();
-        self.runner.forward(&batch, &mut logits).expect("runs");
-        logits.chunks(logits.len() / tokens.len()).map(<[f32]>::to_vec).collect()
+        let mut out = StepOutput::default();
+        self.runner.forward(&batch, &mut out).expect("runs");
+        out.logits.chunks(out.logits.len() / tokens.len()).map(<[f32]>::to_vec).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! The packaged model on a CPU mesh, driven by hand.
 
 use llama::{Checkpoint, DTypePolicy, LoadOptions, Optimizations, Runner};
-use mesh::{SequenceSlice, StepBatch};
+use mesh::{SequenceSlice, StepBatch, StepOutput};
 use mesh_cpu::CpuMesh;
 
 const THREADS: usize = 2;
@@ -72,10 +72,11 @@ impl Model {
                 block_table: (0..u32::try_from(blocks).expect("few")).map(|b| b ^ 1).collect(),
             }],
             logit_rows: (0..ids.len()).collect(),
+            choices: None,
         };
-        let mut logits = Vec::new();
-        self.runner.forward(&batch, &mut logits).expect("the CPU mesh does not fail");
-        logits.chunks(self.runner.config().vocab_size).map(<[f32]>::to_vec).collect()
+        let mut out = StepOutput::default();
+        self.runner.forward(&batch, &mut out).expect("the CPU mesh does not fail");
+        out.logits.chunks(self.runner.config().vocab_size).map(<[f32]>::to_vec).collect()
     }
 }
 

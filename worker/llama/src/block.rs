@@ -1,4 +1,6 @@
-//! One transformer block, as the paper draws it.
+//! One transformer block, as the paper draws it. The residual stream is cut over
+//! the chips along its channels; what a chip needs of the others' it gets in a
+//! norm.
 
 use mesh::{ColumnParallel, Mesh, MeshError, Replicated, RowParallel, Sharded, StepBatch};
 
@@ -31,15 +33,15 @@ pub(crate) struct Step<'a, M: Mesh> {
 }
 
 impl<M: Mesh> Block<M> {
-    /// Attention and its residual; `x` is `[num_tokens, hidden]`. Writes the
-    /// step's keys and values to the cache.
+    /// Attention and its residual; `x` is `[num_tokens, hidden]`, each chip its
+    /// own channels. Writes the step's keys and values to the cache.
     pub(crate) fn attend(
         &self,
         mesh: &mut M,
         cache: &mut M::KvCache,
         step: &Step<'_, M>,
-        x: Replicated<M::Tensor>,
-    ) -> Result<Replicated<M::Tensor>, MeshError> {
+        x: Sharded<M::Tensor>,
+    ) -> Result<Sharded<M::Tensor>, MeshError> {
         let h = mesh.rms_norm(&x, &self.input_layernorm, step.eps)?;
         let qkv = mesh.column_linear(&h, &self.qkv_proj)?;
         let heads = mesh.attention(qkv, step.rope, cache, self.layer, step.batch)?;
@@ -52,13 +54,13 @@ impl<M: Mesh> Block<M> {
         &self,
         mesh: &mut M,
         step: &Step<'_, M>,
-        x: Replicated<M::Tensor>,
-    ) -> Result<Replicated<M::Tensor>, MeshError> {
+        x: Sharded<M::Tensor>,
+    ) -> Result<Sharded<M::Tensor>, MeshError> {
         let h = mesh.rms_norm(&x, &self.post_attention_layernorm, step.eps)?;
         let gate_up = mesh.column_linear(&h, &self.gate_up_proj)?;
         let activated = mesh.silu_mul(gate_up)?;
         let addends = mesh.row_linear(&activated, &self.down_proj)?;
-        let transformed = mesh.all_reduce(addends)?;
+        let transformed = mesh.reduce_scatter(addends)?;
         mesh.add(x, &transformed)
     }
 }
@@ -68,16 +70,15 @@ impl<M: Mesh> OutputProjection<M> {
         &self,
         mesh: &mut M,
         heads: Sharded<M::Tensor>,
-    ) -> Result<Replicated<M::Tensor>, MeshError> {
+    ) -> Result<Sharded<M::Tensor>, MeshError> {
         match self {
             Self::RowParallel(wo) => {
                 let addends = mesh.row_linear(&heads, wo)?;
-                mesh.all_reduce(addends)
+                mesh.reduce_scatter(addends)
             }
             Self::ColumnParallel(wo) => {
                 let heads = mesh.all_gather(heads)?;
-                let channels = mesh.column_linear(&heads, wo)?;
-                mesh.all_gather(channels)
+                mesh.column_linear(&heads, wo)
             }
         }
     }

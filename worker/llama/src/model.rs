@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use mesh::{ColumnParallel, Mesh, MeshError, Replicated, Sharded, StepBatch};
+use mesh::{ColumnParallel, Mesh, MeshError, Replicated, Sharded, StepBatch, StepOutput};
 
 use crate::block::{Block, Step};
 
@@ -17,8 +17,8 @@ pub struct Llama<M: Mesh> {
 }
 
 impl<M: Mesh> Llama<M> {
-    /// Runs one step: writes the KV of all its tokens to `cache`, and the
-    /// logits of `batch.logit_rows`, `[rows, vocab]` row-major, to `logits`.
+    /// Runs one step: writes the KV of all its tokens to `cache`, and to `out`
+    /// the logits of `batch.logit_rows`, or the tokens chosen by them.
     ///
     /// A step without logit rows (the inner chunks of a prompt) ends with the
     /// last layer's attention: nothing reads what would come after.
@@ -30,24 +30,35 @@ impl<M: Mesh> Llama<M> {
         mesh: &mut M,
         cache: &mut M::KvCache,
         batch: &StepBatch,
-        logits: &mut Vec<f32>,
+        out: &mut StepOutput,
     ) -> Result<(), MeshError> {
-        logits.clear();
-        if batch.token_ids.is_empty() {
+        out.clear();
+        if batch.token_ids.is_empty() || mesh.begin_step(batch, out)? {
             return Ok(());
         }
+        match self.logits(mesh, cache, batch)? {
+            Some(logits) => mesh.read(logits, batch, out),
+            None => Ok(()),
+        }
+    }
+
+    fn logits(
+        &self,
+        mesh: &mut M,
+        cache: &mut M::KvCache,
+        batch: &StepBatch,
+    ) -> Result<Option<Sharded<M::Tensor>>, MeshError> {
         let step = Step { batch, rope: &self.rope, eps: self.rms_norm_eps };
         let (last, blocks) = self.blocks.split_last().expect("a model has at least one layer");
 
-        let channels = mesh.embed(&self.embed_tokens, batch)?;
-        let mut x = mesh.all_gather(channels)?;
+        let mut x = mesh.embed(&self.embed_tokens, batch)?;
         for block in blocks {
             x = block.attend(mesh, cache, &step, x)?;
             x = block.feed_forward(mesh, &step, x)?;
         }
         x = last.attend(mesh, cache, &step, x)?;
         if batch.logit_rows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         // From here on rows do not meet any more: only those wanted go on.
         // They are ascending, so as many as there are tokens are all of them.
@@ -56,8 +67,7 @@ impl<M: Mesh> Llama<M> {
         }
         x = last.feed_forward(mesh, &step, x)?;
         let h = mesh.rms_norm(&x, &self.norm, self.rms_norm_eps)?;
-        let sharded = mesh.column_linear(&h, &self.lm_head)?;
-        mesh.read_logits(sharded, logits)
+        mesh.column_linear(&h, &self.lm_head).map(Some)
     }
 }
 

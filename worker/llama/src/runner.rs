@@ -3,7 +3,8 @@
 use std::fmt;
 
 use mesh::{
-    AttentionShape, KvCacheShape, Mesh, MeshDescription, MeshError, StepBatch, WeightCacheUse,
+    AttentionShape, KvCacheShape, Mesh, MeshDescription, MeshError, StepBatch, StepOutput,
+    WeightCacheUse,
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -97,8 +98,8 @@ impl<M: Mesh> Runner<M> {
         Ok(Self { mesh, model, cache, config, plan, kv_cache, weight_cache })
     }
 
-    /// Runs one step. `logits` becomes `[batch.logit_rows.len(), vocab]`,
-    /// row-major; with no logit rows the LM head does not run.
+    /// Runs one step: `out` becomes the logits of `batch.logit_rows`, or the
+    /// tokens chosen by them; with no logit rows the LM head does not run.
     ///
     /// # Errors
     /// [`MeshError::Device`]: the mesh cannot be used any further.
@@ -107,8 +108,8 @@ impl<M: Mesh> Runner<M> {
     /// When the batch is not what [`StepBatch`] promises: token ids below the
     /// vocabulary, positions below `max_model_len`, block tables that cover
     /// them. The engine checks requests before they become batches.
-    pub fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
-        self.model.forward(&mut self.mesh, &mut self.cache, batch, logits)
+    pub fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
+        self.model.forward(&mut self.mesh, &mut self.cache, batch, out)
     }
 
     /// The model's shape.

@@ -69,8 +69,8 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
             (0..config.num_hidden_layers).map(|n| self.block(n)).collect::<Result<Vec<_>, _>>()?;
         let norm = self.norm(WeightName::Norm)?;
         let dtype = self.policy.lm_head;
-        let lm_head = self
-            .one(WeightName::LmHead, |mesh, matrix| mesh.load_column_parallel(&[matrix], dtype))?;
+        let lm_head =
+            self.one(WeightName::LmHead, |mesh, matrix| mesh.load_lm_head(matrix, dtype))?;
         // Before the mesh may keep what it has made of it.
         checkpoint.verify_unchanged()?;
         let cache_use = self.mesh.finish_loading()?;
@@ -93,7 +93,7 @@ impl<'a, M: Mesh> WeightLoader<'a, M> {
             post_attention_layernorm: self.norm(name(W::PostAttentionLayernorm))?,
             gate_up_proj: self
                 .together([W::GateProj, W::UpProj].map(name), |mesh, [gate, up]| {
-                    mesh.load_column_parallel(&[gate, up], w1_w3)
+                    mesh.load_gate_up(gate, up, w1_w3)
                 })?,
             down_proj: self
                 .one(name(W::DownProj), |mesh, down| mesh.load_row_parallel(down, w2))?,

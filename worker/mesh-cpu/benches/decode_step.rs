@@ -50,6 +50,7 @@ fn prefill_512(bencher: Bencher<'_, '_>, mesh: [usize; 2]) {
         token_ids: (0..512).map(|i| i * 61 % VOCAB as u32).collect(),
         sequences: vec![sequence(0, 0, 512, 16)],
         logit_rows: vec![511],
+        choices: None,
     };
     run(bencher, mesh, &batch);
 }
@@ -75,6 +76,7 @@ fn decode_batch(num_sequences: usize, position: usize) -> StepBatch {
             .map(|row| SequenceSlice { first_position: position, ..sequence(row, row, 1, blocks) })
             .collect(),
         logit_rows: (0..num_sequences).collect(),
+        choices: None,
     }
 }
 
@@ -145,20 +147,19 @@ impl Model {
         batch: &StepBatch,
         logits: &mut Vec<f32>,
     ) -> Result<(), MeshError> {
-        let x = mesh.embed(&self.embedding, batch)?;
-        let mut x = mesh.all_gather(x)?;
+        let mut x = mesh.embed(&self.embedding, batch)?;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             let normed = mesh.rms_norm(&x, &self.norm, EPS)?;
             let qkv = mesh.column_linear(&normed, &layer.qkv)?;
             let attended = mesh.attention(qkv, &self.rope, &mut self.cache, layer_idx, batch)?;
             let partial = mesh.row_linear(&attended, &layer.output)?;
-            let sum = mesh.all_reduce(partial)?;
+            let sum = mesh.reduce_scatter(partial)?;
             x = mesh.add(x, &sum)?;
             let normed = mesh.rms_norm(&x, &self.norm, EPS)?;
             let gate_up = mesh.column_linear(&normed, &layer.gate_up)?;
             let activated = mesh.silu_mul(gate_up)?;
             let partial = mesh.row_linear(&activated, &layer.down)?;
-            let sum = mesh.all_reduce(partial)?;
+            let sum = mesh.reduce_scatter(partial)?;
             x = mesh.add(x, &sum)?;
         }
         let x = mesh.select_rows(x, &batch.logit_rows)?;

@@ -32,7 +32,7 @@ mod weights;
 use kernels::{Isa, Pool};
 use mesh::{
     AttentionShape, ColumnParallel, DType, KvCacheShape, Matrix, Mesh, MeshDescription, MeshError,
-    Partial, Replicated, RowParallel, Sharded, StepBatch, WeightCacheUse,
+    Partial, Replicated, RowParallel, Sharded, StepBatch, StepRules, WeightCacheUse,
 };
 
 pub use attention::Rope;
@@ -106,6 +106,7 @@ impl Mesh for CpuMesh {
             device: "CPU".into(),
             num_chips: self.chips.count(),
             logits_dtype: DType::F32,
+            rules: StepRules::FREE,
         }
     }
 
@@ -175,7 +176,7 @@ impl Mesh for CpuMesh {
 
     fn rms_norm(
         &mut self,
-        x: &Replicated<Tensor>,
+        x: &Sharded<Tensor>,
         gain: &Replicated<Weight>,
         eps: f32,
     ) -> Result<Replicated<Tensor>, MeshError> {
@@ -213,8 +214,8 @@ impl Mesh for CpuMesh {
         Ok(Sharded(self.compute.silu_mul(&gate_up.0)))
     }
 
-    fn all_reduce(&mut self, x: Partial<Tensor>) -> Result<Replicated<Tensor>, MeshError> {
-        Ok(Replicated(self.compute.all_reduce(x.0)))
+    fn reduce_scatter(&mut self, x: Partial<Tensor>) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.reduce_scatter(x.0)))
     }
 
     fn all_gather(&mut self, x: Sharded<Tensor>) -> Result<Replicated<Tensor>, MeshError> {
@@ -223,18 +224,18 @@ impl Mesh for CpuMesh {
 
     fn add(
         &mut self,
-        x: Replicated<Tensor>,
-        y: &Replicated<Tensor>,
-    ) -> Result<Replicated<Tensor>, MeshError> {
-        Ok(Replicated(self.compute.add(x.0, &y.0)))
+        x: Sharded<Tensor>,
+        y: &Sharded<Tensor>,
+    ) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.add(x.0, &y.0)))
     }
 
     fn select_rows(
         &mut self,
-        x: Replicated<Tensor>,
+        x: Sharded<Tensor>,
         rows: &[usize],
-    ) -> Result<Replicated<Tensor>, MeshError> {
-        Ok(Replicated(self.compute.select_rows(x.0, rows)))
+    ) -> Result<Sharded<Tensor>, MeshError> {
+        Ok(Sharded(self.compute.select_rows(x.0, rows)))
     }
 
     fn read_logits(

@@ -35,7 +35,15 @@ impl Compute {
         out
     }
 
+    /// Of rows that are cut over the chips: gathered first.
     pub(crate) fn rms_norm(&self, x: &Tensor, gain: &Weight, eps: f32) -> Tensor {
+        let gathered;
+        let x = if x.num_shards() == 1 {
+            x
+        } else {
+            gathered = self.gathered(x);
+            &gathered
+        };
         let gain = gain.gain();
         let cols = x.num_cols();
         assert_eq!(cols, gain.len(), "the gain has the width of its input");
@@ -108,9 +116,12 @@ impl Compute {
             return x;
         }
         let cols = x.num_cols();
-        let mut out = self.buffers.tensor(rows.len(), cols, 1);
-        for (&row, out) in rows.iter().zip(out.values_mut().chunks_exact_mut(cols)) {
-            out.copy_from_slice(&x.values()[row * cols..(row + 1) * cols]);
+        let mut out = self.buffers.tensor(rows.len(), cols, x.num_shards());
+        for (rank, shard) in out.shards_mut().enumerate() {
+            let x = x.on_chip(rank);
+            for (&row, out) in rows.iter().zip(shard.chunks_exact_mut(cols)) {
+                out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
+            }
         }
         out
     }

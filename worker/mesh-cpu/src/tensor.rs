@@ -67,12 +67,6 @@ impl Tensor {
         &mut self.values
     }
 
-    /// Drops every shard but the first: what a reduction leaves.
-    pub(crate) fn keep_first_shard(&mut self) {
-        self.values.truncate(self.num_rows * self.num_cols);
-        self.num_shards = 1;
-    }
-
     /// Exchanges the buffer with `other`, which goes back to the mesh.
     pub(crate) fn swap_values(mut self, other: &mut Vec<f32>) {
         std::mem::swap(&mut self.values, other);

@@ -4,6 +4,7 @@
 use kernels::Isa;
 use mesh::conformance::probe::{
     assert_close, assert_same, matmul, noise, read_replicated, read_sharded, shard, upload,
+    upload_cut,
 };
 use mesh::conformance::{AttentionRig, Piece, Sequence, Strength};
 use mesh::{AttentionShape, DType, DenseMatrix, KvCacheShape, Mesh};
@@ -26,7 +27,7 @@ fn products(
     dtype: DType,
     x: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    let (n, k) = (mesh::Matrix::rows(weight), mesh::Matrix::cols(weight));
+    let k = mesh::Matrix::cols(weight);
     let columns = mesh.load_column_parallel(&[weight], dtype).expect("it divides");
     let rows = mesh.load_row_parallel(weight, dtype).expect("it divides");
     let uploaded = upload(mesh, k, x);
@@ -34,8 +35,8 @@ fn products(
     let y = read_sharded(mesh, y);
     let sharded = shard(mesh, &uploaded, k);
     let partial = mesh.row_linear(&sharded, &rows).expect("the operation works");
-    let sum = mesh.all_reduce(partial).expect("the operation works");
-    (y, read_replicated(mesh, &sum, n))
+    let sum = mesh.reduce_scatter(partial).expect("the operation works");
+    (y, read_sharded(mesh, sum))
 }
 
 /// `x / sqrt(mean(x²) + eps) · gain`
@@ -89,13 +90,13 @@ proptest! {
         let x: Vec<f32> = noise(seed, rows * width).into_iter().map(|x| x * scale).collect();
         let gain = noise(!seed, width);
         let loaded = mesh.load_gain(&DenseMatrix::new("gain", width, gain.clone())).unwrap();
-        let uploaded = upload(&mut mesh, width, &x);
-
-        let normed = mesh.rms_norm(&uploaded, &loaded, eps).unwrap();
+        let cut = upload_cut(&mut mesh, width, &x);
+        let normed = mesh.rms_norm(&cut, &loaded, eps).unwrap();
         let normed = read_replicated(&mut mesh, &normed, width);
         let want: Vec<f64> = x.chunks_exact(width).flat_map(|x| rms_norm(x, &gain, eps)).collect();
         assert_close("rms_norm", &normed, &want, 1e-5);
 
+        let uploaded = upload(&mut mesh, width, &x);
         let gate_up = shard(&mut mesh, &uploaded, width);
         let activated = mesh.silu_mul(gate_up).unwrap();
         let activated = read_sharded(&mut mesh, activated);
@@ -183,8 +184,9 @@ fn a_step_without_logits_gives_none() {
         let mut mesh = CpuMesh::new(num_chips, 2).unwrap();
         let head = DenseMatrix::new("head", 64, noise(1, 64 * 64));
         let head = mesh.load_column_parallel(&[&head], DType::Bfp8).unwrap();
-        let x = upload(&mut mesh, 64, &noise(2, 3 * 64));
+        let x = upload_cut(&mut mesh, 64, &noise(2, 3 * 64));
         let none = mesh.select_rows(x, &[]).unwrap();
+        let none = mesh.all_gather(none).unwrap();
         let logits = mesh.column_linear(&none, &head).unwrap();
         assert!(read_sharded(&mut mesh, logits).is_empty(), "{num_chips} chips");
     }

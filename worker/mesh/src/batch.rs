@@ -1,5 +1,7 @@
 //! One step's worth of sequences, as attention needs to know it.
 
+use crate::Choice;
+
 /// The new tokens of one sequence in this step, and where its KV lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceSlice {
@@ -16,7 +18,7 @@ pub struct SequenceSlice {
 }
 
 /// Tokens of all sequences of a step, one sequence after another.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepBatch {
     /// `[num_tokens]`
     pub token_ids: Vec<u32>,
@@ -24,6 +26,26 @@ pub struct StepBatch {
     pub sequences: Vec<SequenceSlice>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<usize>,
+    /// How the token of each of these rows is chosen, if the mesh is to choose
+    /// (see [`crate::StepRules::chooses`]); else logits go to the host.
+    pub choices: Option<Vec<Choice>>,
+}
+
+/// What one step gives back; its memory is used again by the next.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepOutput {
+    /// `[logit_rows, vocab]`, row-major; empty where the mesh chose.
+    pub logits: Vec<f32>,
+    /// The chosen token of each logit row; empty where it did not.
+    pub token_ids: Vec<u32>,
+}
+
+impl StepOutput {
+    /// Empties it, keeping the memory.
+    pub fn clear(&mut self) {
+        self.logits.clear();
+        self.token_ids.clear();
+    }
 }
 
 impl StepBatch {

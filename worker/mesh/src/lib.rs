@@ -10,17 +10,21 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod choice;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod dtype;
 mod matrix;
 mod placement;
+mod rules;
 mod weight_cache;
 
-pub use batch::{SequenceSlice, StepBatch};
+pub use batch::{SequenceSlice, StepBatch, StepOutput};
+pub use choice::{Choice, MAX_CANDIDATES};
 pub use dtype::DType;
 pub use matrix::{DenseMatrix, Matrix};
 pub use placement::{ColumnParallel, Partial, Replicated, RowParallel, Sharded};
+pub use rules::StepRules;
 pub use weight_cache::WeightCacheUse;
 
 /// What goes wrong on a mesh, by what the caller can do about it.
@@ -76,6 +80,8 @@ pub struct MeshDescription {
     pub num_chips: usize,
     /// Precision of the logits that `read_logits` returns.
     pub logits_dtype: DType,
+    /// What a step may hold.
+    pub rules: StepRules,
 }
 
 /// `num_chips` chips under one controller.
@@ -115,6 +121,31 @@ pub trait Mesh {
         parts: &[&dyn Matrix],
         dtype: DType,
     ) -> Result<ColumnParallel<Self::Weight>, MeshError>;
+
+    /// A gate and an up projection, as [`Mesh::silu_mul`] takes their product.
+    ///
+    /// # Errors
+    /// As [`Mesh::load_column_parallel`].
+    fn load_gate_up(
+        &mut self,
+        gate: &dyn Matrix,
+        up: &dyn Matrix,
+        dtype: DType,
+    ) -> Result<ColumnParallel<Self::Weight>, MeshError> {
+        self.load_column_parallel(&[gate, up], dtype)
+    }
+
+    /// The projection `[vocab, hidden]` whose product is logits.
+    ///
+    /// # Errors
+    /// As [`Mesh::load_column_parallel`].
+    fn load_lm_head(
+        &mut self,
+        matrix: &dyn Matrix,
+        dtype: DType,
+    ) -> Result<ColumnParallel<Self::Weight>, MeshError> {
+        self.load_column_parallel(&[matrix], dtype)
+    }
 
     /// Cuts along the input channels.
     ///
@@ -179,6 +210,21 @@ pub trait Mesh {
 
     // ------------------------------------------------------------ the step
 
+    /// Begins a step: what it needs from the host goes to the device here.
+    ///
+    /// A mesh that has recorded a step of this kind runs the record with this
+    /// step's ids and positions, fills `out`, and says so by `true`: the graph
+    /// is not walked again. Its operations are part of the record while a mesh
+    /// records, so that nothing between here and [`Mesh::read`] may depend on
+    /// values.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`].
+    fn begin_step(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<bool, MeshError> {
+        let _ = (batch, out);
+        Ok(false)
+    }
+
     /// Rows of `table` by token id, each chip its own channels:
     /// `[num_tokens, hidden]`.
     ///
@@ -190,13 +236,15 @@ pub trait Mesh {
         batch: &StepBatch,
     ) -> Result<Sharded<Self::Tensor>, MeshError>;
 
-    /// `x / sqrt(mean(x²) + eps) · gain`, row by row.
+    /// `x / sqrt(mean(x²) + eps) · gain`, row by row. A row's mean is over all
+    /// chips: how they learn of each other's channels is the mesh's choice, and
+    /// every chip ends with the whole row.
     ///
     /// # Errors
     /// [`MeshError::Device`].
     fn rms_norm(
         &mut self,
-        x: &Replicated<Self::Tensor>,
+        x: &Sharded<Self::Tensor>,
         gain: &Replicated<Self::Weight>,
         eps: f32,
     ) -> Result<Replicated<Self::Tensor>, MeshError>;
@@ -237,7 +285,7 @@ pub trait Mesh {
         weight: &RowParallel<Self::Weight>,
     ) -> Result<Partial<Self::Tensor>, MeshError>;
 
-    /// `silu(gate) · up` for a fused `[gate | up]` projection.
+    /// `silu(gate) · up` for a `[gate | up]` projection.
     ///
     /// # Errors
     /// [`MeshError::Device`].
@@ -246,14 +294,14 @@ pub trait Mesh {
         gate_up: Sharded<Self::Tensor>,
     ) -> Result<Sharded<Self::Tensor>, MeshError>;
 
-    /// Sum over chips in rank order, on every chip.
+    /// Sum over chips in rank order; chip `c` keeps the `c`-th slice of it.
     ///
     /// # Errors
     /// [`MeshError::Device`].
-    fn all_reduce(
+    fn reduce_scatter(
         &mut self,
         x: Partial<Self::Tensor>,
-    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
 
     /// Every chip's slice side by side in rank order, on every chip. Nothing is
     /// added, so that the values are the bits that the chips hold.
@@ -265,15 +313,15 @@ pub trait Mesh {
         x: Sharded<Self::Tensor>,
     ) -> Result<Replicated<Self::Tensor>, MeshError>;
 
-    /// `x + y`, the residual.
+    /// `x + y`, the residual: each chip its own channels.
     ///
     /// # Errors
     /// [`MeshError::Device`].
     fn add(
         &mut self,
-        x: Replicated<Self::Tensor>,
-        y: &Replicated<Self::Tensor>,
-    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+        x: Sharded<Self::Tensor>,
+        y: &Sharded<Self::Tensor>,
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
 
     /// Only the given rows, in that order: what the LM head needs.
     ///
@@ -281,9 +329,9 @@ pub trait Mesh {
     /// [`MeshError::Device`].
     fn select_rows(
         &mut self,
-        x: Replicated<Self::Tensor>,
+        x: Sharded<Self::Tensor>,
         rows: &[usize],
-    ) -> Result<Replicated<Self::Tensor>, MeshError>;
+    ) -> Result<Sharded<Self::Tensor>, MeshError>;
 
     /// Gathers vocabulary-sharded logits to the host: `[rows, vocab]`,
     /// row-major, in `out`. Waits for everything queued before.
@@ -295,4 +343,22 @@ pub trait Mesh {
         logits: Sharded<Self::Tensor>,
         out: &mut Vec<f32>,
     ) -> Result<(), MeshError>;
+
+    /// Ends a step with the logits of `batch.logit_rows`: fills `out` with what
+    /// was chosen by `batch.choices`, or with the logits where there are none.
+    ///
+    /// # Errors
+    /// [`MeshError::Device`], also when choices are asked of a mesh whose rules
+    /// do not offer them.
+    fn read(
+        &mut self,
+        logits: Sharded<Self::Tensor>,
+        batch: &StepBatch,
+        out: &mut StepOutput,
+    ) -> Result<(), MeshError> {
+        if batch.choices.is_some() {
+            return Err(MeshError::Device("this mesh leaves choosing to the host".into()));
+        }
+        self.read_logits(logits, &mut out.logits)
+    }
 }

@@ -5,7 +5,7 @@ use mesh::{SequenceSlice, StepBatch};
 use crate::generation::SequenceId;
 
 /// What one step is to compute.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
     /// As the mesh gets it; empty when there is nothing to do.
     pub batch: StepBatch,
@@ -90,10 +90,11 @@ impl StepPlan {
         StepBatch {
             token_ids: self.batch.token_ids[rows].to_vec(),
             sequences: vec![SequenceSlice { first_row: 0, ..slice.clone() }],
-            logit_rows: self.batch.logit_rows[logits]
+            logit_rows: self.batch.logit_rows[logits.clone()]
                 .iter()
                 .map(|row| row - slice.first_row)
                 .collect(),
+            choices: self.batch.choices.as_ref().map(|choices| choices[logits].to_vec()),
         }
     }
 

@@ -5,7 +5,7 @@
 //! shared and written, read before it was written, given to two) shows as
 //! other tokens than [`answer`]'s, which knows no blocks.
 
-use mesh::{MeshError, StepBatch};
+use mesh::{MeshError, StepBatch, StepOutput};
 
 use super::step::Forward;
 use crate::generation::{FinishReason, Generation};
@@ -86,9 +86,10 @@ impl FakeModel {
 }
 
 impl Forward for FakeModel {
-    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
         self.num_steps += 1;
-        logits.clear();
+        out.clear();
+        let logits = &mut out.logits;
         if self.fails_at.is_some_and(|step| self.num_steps >= step) {
             return Err(MeshError::Device("hang up".to_owned()));
         }

@@ -78,6 +78,14 @@ pub enum Outcome {
     Failed(FinishReason),
 }
 
+impl Outcome {
+    /// Of a sequence whose token the mesh chose, if one was to be.
+    pub(super) fn chosen(token_id: Option<u32>) -> Self {
+        let sampled = token_id.map(|token_id| Sampled { token_id, logprobs: None });
+        Self::Computed { prompt_logprobs: Vec::new(), sampled }
+    }
+}
+
 /// All sequences and blocks.
 #[derive(Debug)]
 pub struct EngineState {

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use mesh::{MeshError, StepBatch};
+use mesh::{MeshError, StepBatch, StepOutput};
 
 use super::batch::{PlannedSequence, StepPlan};
 use super::state::{EngineState, Outcome};
@@ -17,22 +17,23 @@ use crate::sampler::{self, NonFinite, Scratch};
 
 /// A loaded model, as far as the engine needs to know.
 pub trait Forward: Send {
-    /// Computes the batch, writes its KV, and fills `logits` with
-    /// `[batch.logit_rows.len(), vocab_size]`, row-major.
+    /// Computes the batch, writes its KV, and fills `out` with the logits
+    /// `[batch.logit_rows.len(), vocab_size]`, row-major, or with the tokens that
+    /// `batch.choices` ask for.
     ///
     /// Computing the same batch twice must have the same effect as once.
     ///
     /// # Errors
     /// When the device can't be used any further.
-    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError>;
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError>;
 
     /// Logits in a row.
     fn vocab_size(&self) -> usize;
 }
 
 impl Forward for Box<dyn Forward> {
-    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
-        (**self).forward(batch, logits)
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
+        (**self).forward(batch, out)
     }
 
     fn vocab_size(&self) -> usize {
@@ -47,8 +48,8 @@ where
     M::Rope: Send,
     M::KvCache: Send,
 {
-    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
-        self.forward(batch, logits)
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
+        self.forward(batch, out)
     }
 
     fn vocab_size(&self) -> usize {
@@ -69,8 +70,7 @@ const MAX_PANICKED_STEPS: u32 = 3;
 #[derive(Debug)]
 pub struct Stepper<F> {
     forward: F,
-    /// `[batch.logit_rows.len(), vocab_size]`
-    logits: Vec<f32>,
+    out: StepOutput,
     scratch: Scratch,
     panicked_steps: u32,
 }
@@ -81,7 +81,7 @@ type Panics = Vec<Option<String>>;
 impl<F: Forward> Stepper<F> {
     /// Steps with this model.
     pub fn new(forward: F) -> Self {
-        Self { forward, logits: Vec::new(), scratch: Scratch::default(), panicked_steps: 0 }
+        Self { forward, out: StepOutput::default(), scratch: Scratch::default(), panicked_steps: 0 }
     }
 
     #[cfg(test)]
@@ -108,18 +108,23 @@ impl<F: Forward> Stepper<F> {
                 outcomes.push(Outcome::Failed(FinishReason::Device(message)));
                 continue;
             }
+            if plan.batch.choices.is_some() {
+                let chosen = work.samples.then(|| self.out.token_ids[work.first_logit]);
+                outcomes.push(Outcome::chosen(chosen));
+                continue;
+            }
             let start = work.first_logit * vocab_size;
-            let rows = &mut self.logits[start..start + work.num_logits() * vocab_size];
+            let rows = &mut self.out.logits[start..start + work.num_logits() * vocab_size];
             outcomes.push(sequence_outcome(state, *work, rows, &mut self.scratch));
         }
         state.apply(plan, outcomes, Instant::now());
         Ok(forward)
     }
 
-    /// Fills `logits`; says which sequences' rows are not there.
+    /// Fills `out`; says which sequences' rows are not there.
     fn run(&mut self, plan: &StepPlan) -> Result<Panics, DeviceFailed> {
         let vocab_size = self.forward.vocab_size();
-        let panics = match guarded(&mut self.forward, &plan.batch, &mut self.logits)? {
+        let panics = match guarded(&mut self.forward, &plan.batch, &mut self.out)? {
             Ok(()) => vec![None; plan.work.len()],
             Err(message) if plan.work.len() == 1 => vec![Some(message)],
             Err(message) => {
@@ -136,7 +141,11 @@ impl<F: Forward> Stepper<F> {
             let message = panics.into_iter().flatten().next().unwrap_or_default();
             return Err(DeviceFailed(format!("every forward pass panics: {message}")));
         }
-        self.logits.resize(plan.batch.logit_rows.len() * vocab_size, f32::NAN);
+        let num_rows = plan.batch.logit_rows.len();
+        match &plan.batch.choices {
+            Some(_) => self.out.token_ids.resize(num_rows, 0),
+            None => self.out.logits.resize(num_rows * vocab_size, f32::NAN),
+        }
         Ok(panics)
     }
 
@@ -144,17 +153,31 @@ impl<F: Forward> Stepper<F> {
     /// survivors get the same bits as they would have got together.
     fn run_one_by_one(&mut self, plan: &StepPlan) -> Result<Panics, DeviceFailed> {
         let vocab_size = self.forward.vocab_size();
-        let mut all = vec![f32::NAN; plan.batch.logit_rows.len() * vocab_size];
+        let num_rows = plan.batch.logit_rows.len();
+        let mut all = match &plan.batch.choices {
+            Some(_) => StepOutput { token_ids: vec![0; num_rows], ..StepOutput::default() },
+            None => StepOutput {
+                logits: vec![f32::NAN; num_rows * vocab_size],
+                ..StepOutput::default()
+            },
+        };
         let mut panics = Vec::with_capacity(plan.work.len());
         for (idx, work) in plan.work.iter().enumerate() {
-            let ran = guarded(&mut self.forward, &plan.alone(idx), &mut self.logits)?;
+            let ran = guarded(&mut self.forward, &plan.alone(idx), &mut self.out)?;
             if ran.is_ok() {
-                let start = work.first_logit * vocab_size;
-                all[start..start + self.logits.len()].copy_from_slice(&self.logits);
+                // One of the two is there.
+                let StepOutput { logits, token_ids } = &self.out;
+                let first = work.first_logit;
+                for (to, from) in all.token_ids.iter_mut().skip(first).zip(token_ids) {
+                    *to = *from;
+                }
+                for (to, from) in all.logits.iter_mut().skip(first * vocab_size).zip(logits) {
+                    *to = *from;
+                }
             }
             panics.push(ran.err());
         }
-        self.logits = all;
+        self.out = all;
         Ok(panics)
     }
 }
@@ -163,15 +186,26 @@ impl<F: Forward> Stepper<F> {
 fn guarded<F: Forward>(
     forward: &mut F,
     batch: &StepBatch,
-    logits: &mut Vec<f32>,
+    out: &mut StepOutput,
 ) -> Result<Result<(), String>, DeviceFailed> {
     // What a panic leaves behind in the model is scratch and KV that no one has
     // been told of; both are written anew before they are read.
-    let ran = catch_unwind(AssertUnwindSafe(|| forward.forward(batch, logits)));
-    let expected = batch.logit_rows.len() * forward.vocab_size();
+    let ran = catch_unwind(AssertUnwindSafe(|| forward.forward(batch, out)));
+    let (rows, vocab_size) = (batch.logit_rows.len(), forward.vocab_size());
     match ran {
-        Ok(Ok(())) if logits.len() == expected => Ok(Ok(())),
-        Ok(Ok(())) => Err(DeviceFailed(format!("{} logits, not {expected}", logits.len()))),
+        Ok(Ok(())) => match (&batch.choices, out.logits.len(), out.token_ids.as_slice()) {
+            (None, logits, []) if logits == rows * vocab_size => Ok(Ok(())),
+            (Some(_), 0, ids) if ids.len() == rows => {
+                match ids.iter().find(|&&id| id as usize >= vocab_size) {
+                    Some(id) => Err(DeviceFailed(format!("token {id} of {vocab_size} was chosen"))),
+                    None => Ok(Ok(())),
+                }
+            }
+            (_, logits, ids) => {
+                let found = format!("{logits} logits and {} tokens for {rows} rows", ids.len());
+                Err(DeviceFailed(found))
+            }
+        },
         Ok(Err(error)) => Err(DeviceFailed(error.to_string())),
         Err(panic) => Ok(Err(message_of(panic.as_ref()))),
     }

@@ -4,7 +4,7 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mesh::{MeshError, StepBatch};
+use mesh::{MeshError, StepBatch, StepOutput};
 use tracing::Span;
 
 use super::fake::{FakeModel, VOCAB_SIZE, answer};
@@ -174,10 +174,10 @@ struct Gated {
 }
 
 impl Forward for Gated {
-    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
         // Once the other end is gone, the gate is open.
         let _ = self.gate.recv();
-        self.model.forward(batch, logits)
+        self.model.forward(batch, out)
     }
 
     fn vocab_size(&self) -> usize {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::shutdown::Shutdown;
-use mesh::{MeshError, StepBatch};
+use mesh::{MeshError, StepBatch, StepOutput};
 use proto::v1 as wire;
 use proto::v1::gateway_frame::Frame;
 use proto::v1::worker_client::WorkerClient;
@@ -55,17 +55,17 @@ impl Gate {
 }
 
 impl Forward for Counting {
-    fn forward(&mut self, batch: &StepBatch, logits: &mut Vec<f32>) -> Result<(), MeshError> {
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
         let mut steps = self.gate.steps.lock().unwrap();
         while *steps == 0 {
             steps = self.gate.changed.wait(steps).unwrap();
         }
         *steps -= 1;
-        logits.clear();
+        out.clear();
         for row in &batch.logit_rows {
             let mut row_logits = [0.0; 256];
             row_logits[(batch.token_ids[*row] as usize + 1) % 256] = 10.0;
-            logits.extend(row_logits);
+            out.logits.extend(row_logits);
         }
         Ok(())
     }

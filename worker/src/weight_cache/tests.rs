@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use llama::LoadProgress;
 use llama::tiny::TinyModel;
-use mesh::{SequenceSlice, StepBatch, WeightCacheUse};
+use mesh::{SequenceSlice, StepBatch, StepOutput, WeightCacheUse};
 use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -43,10 +43,11 @@ fn start(config: &WorkerConfig) -> (WeightCacheUse, Vec<u32>) {
     let token_ids = vec![1, 90, 200, 3, 3];
     let slice =
         SequenceSlice { first_row: 0, num_tokens: 5, first_position: 0, block_table: vec![2] };
-    let batch = StepBatch { sequences: vec![slice], logit_rows: vec![0, 4], token_ids };
-    let mut logits = Vec::new();
-    forward.forward(&batch, &mut logits).unwrap();
-    (report.weight_cache, logits.into_iter().map(f32::to_bits).collect())
+    let batch =
+        StepBatch { sequences: vec![slice], logit_rows: vec![0, 4], token_ids, choices: None };
+    let mut out = StepOutput::default();
+    forward.forward(&batch, &mut out).unwrap();
+    (report.weight_cache, out.logits.into_iter().map(f32::to_bits).collect())
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub struct Workload {
 /// A collective of the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Collective {
-    /// `all_gather` or `all_reduce`.
+    /// `all_gather` or `reduce_scatter`.
     pub operation: &'static str,
     /// What it is of.
     pub of: &'static str,
@@ -206,28 +206,26 @@ impl DevicePlan {
         }
         let (hidden, layers) = (self.config.hidden_size, self.config.num_hidden_layers);
         let of = |operation, of, width, count| Collective { operation, of, width, count };
-        let mut all = vec![of("all_gather", "embedding", hidden, 1)];
+        let mut all = vec![of("all_gather", "residual, for the attention norm", hidden, layers)];
         if self.output_projection == Split::Output {
             all.push(of("all_gather", "heads, before wo", self.config.query_size(), layers));
-            all.push(of("all_gather", "attention output", hidden, layers));
         } else {
-            all.push(of("all_reduce", "attention output", hidden, layers));
+            all.push(of("reduce_scatter", "attention output", hidden, layers));
         }
-        all.push(of("all_reduce", "MLP output", hidden, layers));
+        all.push(of("all_gather", "residual, for the MLP norm", hidden, layers));
+        all.push(of("reduce_scatter", "MLP output", hidden, layers));
+        all.push(of("all_gather", "residual, for the last norm", hidden, 1));
         all.push(of("all_gather", "logits, to the host", self.config.vocab_size, 1));
         all
     }
 
     /// Bytes that a chip receives in the layers of one decode step: 32 rows of
-    /// bf16, whatever the batch. An `all_reduce` is a reduce-scatter and an
-    /// all-gather, each of which brings a chip what the others have of a row.
+    /// bf16, whatever the batch. Either collective brings a chip what the others
+    /// have of a row.
     pub fn received_bytes(&self) -> u64 {
         let (chips, layers) = (self.device.num_chips(), self.config.num_hidden_layers);
         let per_layer = self.collectives().into_iter().filter(|c| c.count == layers && layers > 1);
-        let widths = per_layer.map(|collective| {
-            let passes = if collective.operation == "all_reduce" { 2 } else { 1 };
-            passes * collective.width * collective.count
-        });
+        let widths = per_layer.map(|collective| collective.width * collective.count);
         let row_bytes = 2 * widths.sum::<usize>();
         (DECODE_ROWS * row_bytes * (chips - 1) / chips) as u64
     }

@@ -61,9 +61,9 @@ fn batch(pieces: &[(&[u32], usize, &[u32])], logit_rows: &[usize]) -> StepBatch 
 }
 
 fn run(runner: &mut Runner<CpuMesh>, batch: &StepBatch) -> Vec<Vec<f32>> {
-    let mut logits = vec![f32::NAN];
-    runner.forward(batch, &mut logits).unwrap();
-    logits.chunks(runner.config().vocab_size).map(<[f32]>::to_vec).collect()
+    let mut out = StepOutput { logits: vec![f32::NAN], ..StepOutput::default() };
+    runner.forward(batch, &mut out).unwrap();
+    out.logits.chunks(runner.config().vocab_size).map(<[f32]>::to_vec).collect()
 }
 
 /// All logits of the sequence computed in one step.
@@ -241,7 +241,7 @@ fn a_step_that_panics_leaves_mesh_and_cache_as_they_were() {
     for bad in bad {
         let step = batch(&[(&TOKENS[..16], 0, &[7]), bad], &[15]);
         let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            runner.forward(&step, &mut Vec::new())
+            runner.forward(&step, &mut StepOutput::default())
         }));
         assert!(ran.is_err(), "{bad:?}");
         let good = run(&mut runner, &batch(&[(&TOKENS[30..], 30, &table)], &[0, 9]));

@@ -74,7 +74,7 @@ impl<'m, M: Mesh> AttentionRig<'m, M> {
             });
             first_row += piece.tokens.len();
         }
-        let batch = StepBatch { token_ids: vec![0; first_row], sequences, logit_rows: Vec::new() };
+        let batch = StepBatch { token_ids: vec![0; first_row], sequences, ..StepBatch::default() };
         let x = upload(self.mesh, qkv_width(self.shape), &input);
         let qkv = self.mesh.column_linear(&x, &self.projection).expect("column_linear works");
         let out = self

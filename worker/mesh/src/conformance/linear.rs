@@ -60,7 +60,7 @@ pub fn fused_parts_lie_in_order_on_each_chip<M: Mesh>(mesh: &mut M, strength: St
     assert_close("fused column_linear", &y, &want, strength.tolerance);
 }
 
-/// `row_linear` then `all_reduce` is `x · Wᵀ`, whatever the number of chips.
+/// `row_linear` then `reduce_scatter` is `x · Wᵀ`, whatever the number of chips.
 ///
 /// # Panics
 /// When the law is broken.
@@ -72,8 +72,8 @@ pub fn row_linear_sums_over_the_chips<M: Mesh>(mesh: &mut M, strength: Strength)
         let uploaded = upload(mesh, WIDTH, &x);
         let sharded = shard(mesh, &uploaded, WIDTH);
         let partial = mesh.row_linear(&sharded, &loaded).expect("row_linear works");
-        let sum = mesh.all_reduce(partial).expect("all_reduce works");
-        let sum = read_replicated(mesh, &sum, WIDTH);
+        let sum = mesh.reduce_scatter(partial).expect("reduce_scatter works");
+        let sum = read_sharded(mesh, sum);
         let want = matmul(&x, &values(&weight), WIDTH);
         assert_close(&format!("row_linear of {rows} rows"), &sum, &want, strength.tolerance);
     }
@@ -128,8 +128,8 @@ pub fn stored_weights_keep_their_precision<M: Mesh>(mesh: &mut M, strength: Stre
         let rows = mesh.load_row_parallel(&weight, dtype).expect("the weight fits");
         let sharded = shard(mesh, &uploaded, WIDTH);
         let partial = mesh.row_linear(&sharded, &rows).expect("row_linear works");
-        let sum = mesh.all_reduce(partial).expect("all_reduce works");
-        let sum = read_replicated(mesh, &sum, WIDTH);
+        let sum = mesh.reduce_scatter(partial).expect("reduce_scatter works");
+        let sum = read_sharded(mesh, sum);
         assert_rms(&format!("row_linear in {dtype}"), &sum, &want, bound);
     }
 }

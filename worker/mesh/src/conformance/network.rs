@@ -134,9 +134,9 @@ impl<M: Mesh> Network<M> {
             norm: mesh.load_gain(&gain)?,
             qkv: mesh.load_column_parallel(&[&qkv[0], &qkv[1], &qkv[2]], dtype)?,
             output: mesh.load_row_parallel(&matrix(88, HIDDEN, q_width), dtype)?,
-            gate_up: mesh.load_column_parallel(&[&gate_up[0], &gate_up[1]], dtype)?,
+            gate_up: mesh.load_gate_up(&gate_up[0], &gate_up[1], dtype)?,
             down: mesh.load_row_parallel(&matrix(89, HIDDEN, ffn), dtype)?,
-            head: mesh.load_column_parallel(&[&matrix(90, VOCAB, HIDDEN)], dtype)?,
+            head: mesh.load_lm_head(&matrix(90, VOCAB, HIDDEN), dtype)?,
             rope: mesh.load_rope(&cos, &sin, shape.head_dim)?,
             cache: mesh.new_kv_cache(cache, shape)?,
         })
@@ -168,18 +168,17 @@ impl<M: Mesh> Network<M> {
     ) -> Result<(), MeshError> {
         const EPS: f32 = 1e-5;
         let x = mesh.embed(&self.embedding, batch)?;
-        let x = mesh.all_gather(x)?;
         let normed = mesh.rms_norm(&x, &self.norm, EPS)?;
         let qkv = mesh.column_linear(&normed, &self.qkv)?;
         let attended = mesh.attention(qkv, &self.rope, &mut self.cache, 0, batch)?;
         let partial = mesh.row_linear(&attended, &self.output)?;
-        let sum = mesh.all_reduce(partial)?;
+        let sum = mesh.reduce_scatter(partial)?;
         let x = mesh.add(x, &sum)?;
         let normed = mesh.rms_norm(&x, &self.norm, EPS)?;
         let gate_up = mesh.column_linear(&normed, &self.gate_up)?;
         let activated = mesh.silu_mul(gate_up)?;
         let partial = mesh.row_linear(&activated, &self.down)?;
-        let sum = mesh.all_reduce(partial)?;
+        let sum = mesh.reduce_scatter(partial)?;
         let x = mesh.add(x, &sum)?;
         let x = mesh.select_rows(x, &batch.logit_rows)?;
         let normed = mesh.rms_norm(&x, &self.norm, EPS)?;

@@ -37,20 +37,29 @@ pub fn row_batch(token_ids: Vec<u32>) -> StepBatch {
             block_table: vec![row as u32],
         })
         .collect();
-    StepBatch { logit_rows: (0..token_ids.len()).collect(), token_ids, sequences }
+    StepBatch { logit_rows: (0..token_ids.len()).collect(), token_ids, sequences, choices: None }
 }
 
-/// `values` `[rows, cols]` as an activation, by way of an embedding.
+/// `values` `[rows, cols]` as an activation that every chip holds.
+///
+/// # Panics
+/// As [`upload_cut`].
+pub fn upload<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Replicated<M::Tensor> {
+    let x = upload_cut(mesh, cols, values);
+    mesh.all_gather(x).expect("all_gather works")
+}
+
+/// `values` `[rows, cols]` as an activation of which each chip holds its own
+/// channels, by way of an embedding.
 ///
 /// # Panics
 /// When `values` is not whole rows, `cols` does not divide by the chips, or the
 /// mesh fails.
-pub fn upload<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Replicated<M::Tensor> {
+pub fn upload_cut<M: Mesh>(mesh: &mut M, cols: usize, values: &[f32]) -> Sharded<M::Tensor> {
     let rows = values.len() / cols;
     let table = DenseMatrix::new("input", cols, values.to_vec());
     let table = mesh.load_embedding(&table, DType::F32).expect("the input fits");
-    let x = mesh.embed(&table, &row_batch((0..rows as u32).collect())).expect("embed works");
-    mesh.all_gather(x).expect("all_gather works")
+    mesh.embed(&table, &row_batch((0..rows as u32).collect())).expect("embed works")
 }
 
 /// The rows `channels` of an identity matrix: picks those channels.

@@ -1,7 +1,9 @@
 //! Operations on rows: embedding, norm, activation, residual, selection.
 
 use super::Strength;
-use super::probe::{assert_close, noise, read_replicated, read_sharded, row_batch, shard, upload};
+use super::probe::{
+    assert_close, noise, read_replicated, read_sharded, row_batch, shard, upload, upload_cut,
+};
 use crate::{DType, DenseMatrix, Mesh};
 
 const WIDTH: usize = 768;
@@ -65,7 +67,7 @@ pub fn rms_norm_matches_its_formula<M: Mesh>(mesh: &mut M, strength: Strength) {
                 .into_iter()
                 .map(|value| value * scale)
                 .collect();
-            let uploaded = upload(mesh, WIDTH, &x);
+            let uploaded = upload_cut(mesh, WIDTH, &x);
             let y = mesh.rms_norm(&uploaded, &loaded, eps).expect("rms_norm works");
             let y = read_replicated(mesh, &y, WIDTH);
             let want: Vec<f64> = x.chunks_exact(WIDTH).flat_map(|x| norm(x, &gain, eps)).collect();
@@ -117,9 +119,9 @@ pub fn silu_mul_matches_its_formula<M: Mesh>(mesh: &mut M, strength: Strength) {
 pub fn add_is_elementwise<M: Mesh>(mesh: &mut M, strength: Strength) {
     for rows in [1, 40] {
         let (x, y) = (noise(40, rows * WIDTH), noise(41, rows * WIDTH));
-        let (a, b) = (upload(mesh, WIDTH, &x), upload(mesh, WIDTH, &y));
+        let (a, b) = (upload_cut(mesh, WIDTH, &x), upload_cut(mesh, WIDTH, &y));
         let sum = mesh.add(a, &b).expect("add works");
-        let sum = read_replicated(mesh, &sum, WIDTH);
+        let sum = read_sharded(mesh, sum);
         let want: Vec<f64> = x.iter().zip(&y).map(|(&x, &y)| f64::from(x) + f64::from(y)).collect();
         assert_close("add", &sum, &want, strength.tolerance);
     }
@@ -132,9 +134,9 @@ pub fn add_is_elementwise<M: Mesh>(mesh: &mut M, strength: Strength) {
 pub fn select_rows_keeps_the_order_asked_for<M: Mesh>(mesh: &mut M, strength: Strength) {
     let x = noise(50, 5 * WIDTH);
     for rows in [vec![4], vec![0, 2, 4], vec![0, 1, 2, 3, 4], vec![4, 3, 2, 1, 0], vec![0, 1]] {
-        let uploaded = upload(mesh, WIDTH, &x);
+        let uploaded = upload_cut(mesh, WIDTH, &x);
         let selected = mesh.select_rows(uploaded, &rows).expect("select_rows works");
-        let got = read_replicated(mesh, &selected, WIDTH);
+        let got = read_sharded(mesh, selected);
         let want: Vec<f64> = rows
             .iter()
             .flat_map(|&row| &x[row * WIDTH..][..WIDTH])
