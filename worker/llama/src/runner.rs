@@ -3,8 +3,8 @@
 use std::fmt;
 
 use mesh::{
-    AttentionShape, KvCacheShape, Mesh, MeshDescription, MeshError, StepBatch, StepOutput,
-    WeightCacheUse,
+    AttentionShape, KvCacheShape, Mesh, MeshDescription, MeshError, MeshStatus, StepBatch,
+    StepOutput, WeightCacheUse,
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -130,6 +130,11 @@ impl<M: Mesh> Runner<M> {
     /// Whether the mesh had the weights from an earlier start.
     pub fn weight_cache(&self) -> WeightCacheUse {
         self.weight_cache
+    }
+
+    /// How the mesh is doing.
+    pub fn mesh_status(&self) -> MeshStatus {
+        self.mesh.status()
     }
 
     /// What the mesh is.

@@ -17,6 +17,7 @@ mod dtype;
 mod matrix;
 mod placement;
 mod rules;
+mod status;
 mod weight_cache;
 
 pub use batch::{SequenceSlice, StepBatch, StepOutput};
@@ -25,6 +26,7 @@ pub use dtype::DType;
 pub use matrix::{DenseMatrix, Matrix};
 pub use placement::{ColumnParallel, Partial, Replicated, RowParallel, Sharded};
 pub use rules::StepRules;
+pub use status::MeshStatus;
 pub use weight_cache::WeightCacheUse;
 
 /// What goes wrong on a mesh, by what the caller can do about it.
@@ -107,6 +109,11 @@ pub trait Mesh {
 
     /// What this mesh is.
     fn describe(&self) -> MeshDescription;
+
+    /// How it is doing.
+    fn status(&self) -> MeshStatus {
+        MeshStatus::default()
+    }
 
     // ------------------------------------------------------------ loading
 
