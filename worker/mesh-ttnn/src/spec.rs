@@ -244,6 +244,9 @@ impl HostData {
 pub struct HostMatrix {
     /// Of all chips together.
     pub shape: Shape,
+    /// Axes that the chips see, 1 to 4: leading ones of length 1 are dropped.
+    /// Positions are `[n]`, page tables `[rows, blocks]`; all else has four.
+    pub rank: usize,
     /// `shape` elements.
     pub data: HostData,
     /// What it is stored as.
