@@ -184,7 +184,8 @@ pub trait Ops {
         eps: f32,
         compute: ComputeConfig,
     ) -> Result<Self::Tensor>;
-    /// `ttnn.linear`: `x [1, 1, rows, k] · weight [1, 1, k, n]`.
+    /// `ttnn.linear`: `x [1, b, rows, k] · weight [1, 1, k, n]`; `b` is 1 but
+    /// for long prompts.
     fn linear(
         &mut self,
         x: &Self::Tensor,

@@ -139,6 +139,9 @@ pub enum MatmulProgram {
         out_subblock_w: usize,
         /// Tiles of rows of a core.
         per_core_m: usize,
+        /// Whether `[1, b, rows, k]` is one product of `b·rows` rows; else `b` of
+        /// them, one after another.
+        fuse_batch: bool,
         /// Tiles of columns of a core.
         per_core_n: usize,
     },
