@@ -143,7 +143,10 @@ impl Ops for ReferenceOps {
         layout: Layout,
         memory: &MemoryConfig,
     ) -> Result<Tensor> {
-        host::zeros(&mut self.commands, TensorSpec { shape, dtype, layout, memory: *memory })
+        host::zeros(
+            &mut self.commands,
+            TensorSpec { shape, rank: 4, dtype, layout, memory: *memory },
+        )
     }
 
     fn write(&mut self, tensor: &HostTensor, into: &Tensor) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::spec::{DataType, HostData, HostMatrix, Layout, MemoryConfig, Shape, S
 pub(super) fn pack(commands: &mut Commands, matrix: HostMatrix) -> Result<HostTensor> {
     let op = Op("Tensor");
     commands.log(op);
-    let HostMatrix { shape, data, dtype, layout, spread } = matrix;
+    let HostMatrix { shape, rank, data, dtype, layout, spread } = matrix;
     let elements = shape.iter().try_fold(1usize, |product, axis| product.checked_mul(*axis));
     op.needs(
         elements == Some(data.len()),
@@ -23,10 +23,12 @@ pub(super) fn pack(commands: &mut Commands, matrix: HostMatrix) -> Result<HostTe
         data.len(),
     )?;
     check_kind(op, &data, dtype)?;
+    let dropped = (1..=4).contains(&rank) && shape[..4 - rank].iter().all(|axis| *axis == 1);
+    op.needs(dropped, format_args!("a rank from 1 to 4 that holds {shape:?}"), rank)?;
     let tiles = layout == Layout::Tile || !is_block_float(dtype);
     op.needs(tiles, format_args!("layout Tile for {dtype:?}"), format_args!("{layout:?}"))?;
     let chip_shape = shape_of_chip(op, shape, spread, commands.num_chips)?;
-    let spec = TensorSpec { shape: chip_shape, dtype, layout, memory: MemoryConfig::DRAM };
+    let spec = TensorSpec { shape: chip_shape, rank, dtype, layout, memory: MemoryConfig::DRAM };
     let data = match data {
         HostData::BFloat16(values) => Data::Real(values.iter().map(|v| v.to_f32()).collect()),
         HostData::UInt32(ids) => Data::Whole(ids.into_iter().map(i64::from).collect()),

@@ -30,7 +30,9 @@ pub(super) fn linear(
     };
     let mut spec = TensorSpec::tiles(x.spec().shape, config.dtype, memory);
     spec.shape[3] = product.n;
-    let (pool, Product { rows, k, n, .. }) = (Arc::clone(pool), product);
+    let pool = Arc::clone(pool);
+    let Product { batch, rows, k, n, .. } = product;
+    let rows = batch * rows;
     let call = Call { op: OP, inputs: &[x, weight], config };
     let [y] = commands.on_each_chip(&call, [spec], move |inputs| {
         let mut y = vec![0.0; rows * n];
@@ -63,8 +65,11 @@ fn packed(pool: &Pool, weight: &Values, [n, k]: [usize; 2]) -> PackedMatrix {
     }
 }
 
-/// `x [1, 1, rows, k] · weight [1, 1, k, n]`, with the places of both.
+/// `x [1, b, rows, k] · weight [1, 1, k, n]`, with the places of both.
 struct Product {
+    /// `b` products.
+    batch: usize,
+    /// Of each.
     rows: usize,
     k: usize,
     n: usize,
@@ -80,15 +85,15 @@ impl Product {
             OP.needs_layout(what, operand, Layout::Tile)?;
             OP.needs_dtype(what, operand, &floats)?;
         }
-        let (rows, [_, _, k, n]) = (x.shape[2], weight.shape);
+        let ([_, batch, rows, _], [_, _, k, n]) = (x.shape, weight.shape);
         OP.needs_shape("the weight", weight, [1, 1, k, n])?;
         OP.needs(
-            x.shape == [1, 1, rows, k] && k > 0 && n > 0,
+            x.shape == [1, batch, rows, k] && k > 0 && n > 0,
             format_args!("x as wide as the weight {:?} is high", weight.shape),
             format_args!("{:?}", x.shape),
         )?;
         OP.needs(k.is_multiple_of(TILE), "K of whole tiles", k)?;
-        Ok(Self { rows, k, n, x: x.memory, weight: weight.memory })
+        Ok(Self { batch, rows, k, n, x: x.memory, weight: weight.memory })
     }
 
     fn k_tiles(&self) -> usize {
@@ -117,7 +122,11 @@ impl Product {
         let MemoryConfig::WidthSharded { grid, shard } = self.x else {
             return Err(OP.refusal("x width-sharded", format_args!("{:?}", self.x)));
         };
-        OP.needs(self.rows <= TILE, "x of one row of tiles", format_args!("{} rows", self.rows))?;
+        OP.needs(
+            self.batch == 1 && self.rows <= TILE,
+            "x of one row of tiles",
+            format_args!("{} times {} rows", self.batch, self.rows),
+        )?;
         // The banks' columns, padded so that each has whole tiles.
         let bank = self.n.next_multiple_of(TILE * DRAM_BANKS) / DRAM_BANKS;
         let weight = MemoryConfig::DramWidthSharded { banks: DRAM_BANKS, shard: [self.k, bank] };
@@ -162,6 +171,7 @@ impl Product {
             in0_block_w,
             out_subblock_w,
             per_core_m,
+            fuse_batch,
             per_core_n,
         } = config.program
         else {
@@ -178,7 +188,8 @@ impl Product {
                 format_args!("{per_core} for {tiles} tiles on {cores} cores"),
             )
         };
-        cover("per_core_M", self.rows.div_ceil(TILE), per_core_m, grid.y)?;
+        let row_tiles = self.rows.div_ceil(TILE) * if fuse_batch { self.batch } else { 1 };
+        cover("per_core_M", row_tiles, per_core_m, grid.y)?;
         cover("per_core_N", self.n_tiles(), per_core_n, grid.x)?;
         OP.needs(
             out_subblock_w > 0 && per_core_n.is_multiple_of(out_subblock_w),

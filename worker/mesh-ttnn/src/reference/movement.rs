@@ -49,7 +49,7 @@ fn copy(commands: &mut Commands, call: &Call<'_>, spec: TensorSpec) -> Result<Te
 
 pub(super) fn reshape(commands: &mut Commands, x: &Tensor, shape: Shape) -> Result<Tensor> {
     let op = Op("reshape");
-    let spec = TensorSpec { shape, ..*x.spec() };
+    let spec = TensorSpec { shape, rank: 4, ..*x.spec() };
     op.needs_interleaved("the operand", spec.memory)?;
     let whole_rows = spec.width() == x.spec().width() && spec.num_rows() == x.spec().num_rows();
     op.needs(

@@ -81,14 +81,16 @@ impl Cache {
 pub(super) fn check_page_table(op: Op, table: &TensorSpec, rows: usize) -> Result<()> {
     op.needs_dtype("the page table", table, &[DataType::Int32])?;
     op.needs_layout("the page table", table, Layout::RowMajor)?;
-    op.needs_shape("the page table", table, [1, 1, rows, table.width()])
+    op.needs_shape("the page table", table, [1, 1, rows, table.width()])?;
+    op.needs(table.rank == 2, "the page table of rank 2", table.rank)
 }
 
 /// Refuses positions that are not `[users]` of int32.
 pub(super) fn check_positions(op: Op, positions: &TensorSpec, users: usize) -> Result<()> {
     op.needs_dtype("positions", positions, &[DataType::Int32])?;
     op.needs_layout("positions", positions, Layout::RowMajor)?;
-    op.needs_shape("positions", positions, [1, 1, 1, users])
+    op.needs_shape("positions", positions, [1, 1, 1, users])?;
+    op.needs(positions.rank == 1, "positions of rank 1", positions.rank)
 }
 
 /// Position of a user, or none: −1 is a user who takes no part.

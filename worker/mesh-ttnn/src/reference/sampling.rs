@@ -14,6 +14,8 @@ use crate::spec::{DataType, Layout, TILE};
 
 /// Candidates of a chip.
 const CANDIDATES: usize = 32;
+/// Leaves a generator as it is, so that what it draws depends on steps before.
+const NO_SEED: u32 = u32::MAX;
 
 pub(super) fn argmax(commands: &mut Commands, x: &Tensor) -> Result<Tensor> {
     let op = Op("argmax");
@@ -111,7 +113,7 @@ pub(super) fn sampling(
     parameters: &SamplingTensors<'_, Tensor>,
 ) -> Result<Tensor> {
     let op = Op("sampling");
-    let SamplingTensors { top_k, top_p, inverse_temperature, seed } = *parameters;
+    let SamplingTensors { top_k, top_p, inverse_temperature, seeds } = *parameters;
     op.needs_dtype("values", values.spec(), &[DataType::BFloat16])?;
     op.needs_layout("values", values.spec(), Layout::Tile)?;
     op.needs_interleaved("values", values.spec().memory)?;
@@ -130,22 +132,26 @@ pub(super) fn sampling(
         ("k", top_k, DataType::UInt32),
         ("p", top_p, DataType::BFloat16),
         ("temp", inverse_temperature, DataType::BFloat16),
+        ("seeds", seeds, DataType::UInt32),
     ];
     for (what, tensor, dtype) in per_user {
         op.needs_dtype(what, tensor.spec(), &[dtype])?;
         op.needs_layout(what, tensor.spec(), Layout::RowMajor)?;
         op.needs_shape(what, tensor.spec(), [1, 1, 1, users])?;
+        op.needs(tensor.spec().rank == 1, format_args!("{what} of rank 1"), tensor.spec().rank)?;
     }
     let spec = TensorSpec::row_major([1, 1, 1, users], DataType::UInt32);
-    let inputs = [values, indices, top_k, top_p, inverse_temperature];
-    // The package compiles the seed in.
-    let call = Call { op, inputs: &inputs, config: &seed };
+    commands.log(Op("manual_seed"));
+    let inputs = [values, indices, top_k, top_p, inverse_temperature, seeds];
+    let call = Call { op, inputs: &inputs, config: &() };
     let [y] = commands.on_each_chip(&call, [spec], move |inputs| {
         let ids = (0..users).map(|user| {
             let row = user * candidates..(user + 1) * candidates;
             let (values, ids) = (&inputs[0].reals()[row.clone()], &inputs[1].wholes()[row]);
             let top_k = inputs[2].wholes()[user];
             let kept = usize::try_from(top_k).ok().filter(|k| (1..=CANDIDATES).contains(k));
+            let seed = u32::try_from(inputs[5].wholes()[user]).ok().filter(|s| *s != NO_SEED);
+            let seed = seed.ok_or_else(|| op.refusal("seeds below 2^32 - 1", NO_SEED))?;
             let draw = Draw {
                 top_k: kept.ok_or_else(|| op.refusal("k from 1 to 32", top_k))?,
                 top_p: inputs[3].reals()[user],

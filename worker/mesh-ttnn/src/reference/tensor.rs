@@ -14,6 +14,8 @@ use crate::spec::{DataType, Layout, MemoryConfig, Shape, Spread, TILE};
 pub struct TensorSpec {
     /// On one chip, without padding.
     pub shape: Shape,
+    /// Axes that the chips see: leading ones of length 1 are dropped.
+    pub rank: usize,
     /// What it is stored as.
     pub dtype: DataType,
     /// In which order.
@@ -25,12 +27,12 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// Tiles.
     pub(super) fn tiles(shape: Shape, dtype: DataType, memory: MemoryConfig) -> Self {
-        Self { shape, dtype, layout: Layout::Tile, memory }
+        Self { shape, rank: 4, dtype, layout: Layout::Tile, memory }
     }
 
     /// Row-major, in DRAM.
     pub(super) fn row_major(shape: Shape, dtype: DataType) -> Self {
-        Self { shape, dtype, layout: Layout::RowMajor, memory: MemoryConfig::DRAM }
+        Self { shape, rank: 4, dtype, layout: Layout::RowMajor, memory: MemoryConfig::DRAM }
     }
 
     /// Number of elements.

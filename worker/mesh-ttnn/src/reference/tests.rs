@@ -12,6 +12,7 @@ use crate::spec::{DataType, HostData, HostMatrix, Layout, MemoryConfig, Shape, S
 #[derive(Clone, Copy)]
 struct Upload {
     shape: Shape,
+    rank: usize,
     dtype: DataType,
     layout: Layout,
     spread: Spread,
@@ -22,7 +23,7 @@ impl Upload {
     /// Tiles in DRAM, the same on every chip.
     fn tiles(shape: Shape, dtype: DataType) -> Self {
         let (layout, spread) = (Layout::Tile, Spread::Replicated);
-        Self { shape, dtype, layout, spread, memory: MemoryConfig::DRAM }
+        Self { shape, rank: 4, dtype, layout, spread, memory: MemoryConfig::DRAM }
     }
 
     /// Rows in DRAM, the same on every chip.
@@ -30,13 +31,17 @@ impl Upload {
         Self { layout: Layout::RowMajor, ..Self::tiles(shape, dtype) }
     }
 
+    fn rank(self, rank: usize) -> Self {
+        Self { rank, ..self }
+    }
+
     fn into(self, memory: MemoryConfig) -> Self {
         Self { memory, ..self }
     }
 
     fn data(self, ops: &mut ReferenceOps, data: HostData) -> Tensor {
-        let Self { shape, dtype, layout, spread, memory } = self;
-        let host = ops.pack(HostMatrix { shape, data, dtype, layout, spread }).unwrap();
+        let Self { shape, rank, dtype, layout, spread, memory } = self;
+        let host = ops.pack(HostMatrix { shape, rank, data, dtype, layout, spread }).unwrap();
         ops.to_device(&host, &memory).unwrap()
     }
 

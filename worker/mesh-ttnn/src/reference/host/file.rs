@@ -1,7 +1,7 @@
 //! Host tensors in files, in the place of `.tensorbin`.
 //!
-//! A header of nine little-endian u64 (magic, dtype, layout, axis + 1 of the cut or
-//! 0, shape over all chips, chips), then one chip's elements after another: f32,
+//! A header of ten little-endian u64 (magic, dtype, layout, axis + 1 of the cut or
+//! 0, shape over all chips, rank, chips), then one chip's elements after another: f32,
 //! or i64 for integers. What is replicated is there once.
 
 use std::path::Path;
@@ -29,7 +29,7 @@ const DTYPES: [DataType; 7] = [
 const LAYOUTS: [Layout; 2] = [Layout::RowMajor, Layout::Tile];
 /// Bytes of a word of the header.
 const WORD: usize = 8;
-const HEADER_WORDS: usize = 9;
+const HEADER_WORDS: usize = 10;
 /// More chips than any mesh has.
 const MAX_CHIPS: usize = 1024;
 
@@ -47,7 +47,7 @@ pub(super) fn write(op: Op, tensor: &HostTensor, path: &Path) -> Result<()> {
         axis as u64,
     ];
     header.extend(shape.iter().map(|axis| *axis as u64));
-    header.push(chips.len() as u64);
+    header.extend([spec.rank as u64, chips.len() as u64]);
     let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
     for chip in &chips[..stored_chips(*spread, chips.len())] {
         match chip.data() {
@@ -61,9 +61,9 @@ pub(super) fn write(op: Op, tensor: &HostTensor, path: &Path) -> Result<()> {
 pub(super) fn read(op: Op, path: &Path) -> Result<HostTensor> {
     let bytes = std::fs::read(path).map_err(|error| failed(op, path, error))?;
     let header = Header::parse(&bytes).ok_or_else(|| failed(op, path, "not a dumped tensor"))?;
-    let Header { dtype, layout, spread, shape, num_chips } = header;
+    let Header { dtype, layout, spread, shape, rank, num_chips } = header;
     let part = shape_of_chip(op, shape, spread, num_chips)?;
-    let spec = TensorSpec { shape: part, dtype, layout, memory: MemoryConfig::DRAM };
+    let spec = TensorSpec { shape: part, rank, dtype, layout, memory: MemoryConfig::DRAM };
     let stored = stored_chips(spread, num_chips);
     let element = if is_whole(dtype) { size_of::<i64>() } else { size_of::<f32>() };
     let elements = &bytes[HEADER_WORDS * WORD..];
@@ -93,6 +93,7 @@ struct Header {
     layout: Layout,
     spread: Spread,
     shape: Shape,
+    rank: usize,
     num_chips: usize,
 }
 
@@ -102,8 +103,8 @@ impl Header {
         let word = |n: usize| u64::from_le_bytes(words[n]);
         let size = |n: usize| usize::try_from(word(n)).ok();
         let shape = [size(4)?, size(5)?, size(6)?, size(7)?];
-        let num_chips = size(8)?;
-        if word(0) != MAGIC || num_chips == 0 || num_chips > MAX_CHIPS {
+        let (rank, num_chips) = (size(8)?, size(9)?);
+        if word(0) != MAGIC || num_chips == 0 || num_chips > MAX_CHIPS || !(1..=4).contains(&rank) {
             return None;
         }
         let spread = match size(3)? {
@@ -112,7 +113,7 @@ impl Header {
         };
         let dtype = *DTYPES.get(size(1)?)?;
         let layout = *LAYOUTS.get(size(2)?)?;
-        Some(Self { dtype, layout, spread, shape, num_chips })
+        Some(Self { dtype, layout, spread, shape, rank, num_chips })
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 fn host_row(ops: &mut ReferenceOps, value: f32) -> super::super::HostTensor {
     ops.pack(HostMatrix {
         shape: [1, 1, 32, 32],
+        rank: 4,
         data: bf16s(&[value; 1024]),
         dtype: DataType::BFloat16,
         layout: Layout::Tile,
@@ -73,8 +74,9 @@ fn a_recorded_step_changes_nothing_until_it_is_executed() {
         ops.zeros([2, 1, 32, 32], DataType::BFloat16, Layout::Tile, &MemoryConfig::DRAM).unwrap();
     let x =
         Upload::tiles([1, 32, 1, 32], DataType::BFloat16).into(heads).reals(&mut ops, &[2.0; 1024]);
-    let positions = Upload::rows([1, 1, 1, 32], DataType::Int32).int32(&mut ops, &[-1; 32]);
-    let table = Upload::rows([1, 1, 32, 2], DataType::Int32).int32(&mut ops, &[1, 0].repeat(32));
+    let positions = Upload::rows([1, 1, 1, 32], DataType::Int32).rank(1).int32(&mut ops, &[-1; 32]);
+    let table =
+        Upload::rows([1, 1, 32, 2], DataType::Int32).rank(2).int32(&mut ops, &[1, 0].repeat(32));
     ops.paged_update_cache(&cache, &x, &positions, &table).unwrap();
 
     let trace = ops.begin_trace().unwrap();
@@ -85,6 +87,7 @@ fn a_recorded_step_changes_nothing_until_it_is_executed() {
     let host = ops
         .pack(HostMatrix {
             shape: [1, 1, 1, 32],
+            rank: 1,
             data: HostData::Int32(at),
             dtype: DataType::Int32,
             layout: Layout::RowMajor,
