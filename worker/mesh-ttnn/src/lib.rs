@@ -1,7 +1,7 @@
 //! The mesh of Tenstorrent chips, through `ttnn`.
 //!
 //! Must never know: models by name, checkpoints, requests.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod ops;
 #[cfg(feature = "ttnn")]

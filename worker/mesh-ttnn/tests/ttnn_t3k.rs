@@ -1,0 +1,20 @@
+//! The real package on the mock devices of eight chips whose ethernet cores
+//! hand out work.
+
+#[cfg(test)]
+#[path = "mock/devices.rs"]
+mod devices;
+#[cfg(test)]
+#[path = "mock/every_operation.rs"]
+mod every_operation;
+
+use mesh_ttnn::python::Dispatch;
+use mesh_ttnn::spec::Grid;
+
+#[test]
+fn every_operation_passes_on_eight_chips() {
+    let _alone = devices::alone();
+    let mut ops = devices::open("t3k-h1", 8, Dispatch::Ethernet);
+    assert_eq!(ops.grid(), Grid { x: 8, y: 8 });
+    every_operation::check(&mut ops);
+}
