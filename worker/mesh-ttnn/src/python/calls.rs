@@ -54,6 +54,7 @@ impl TtnnOps {
         }
         let host = self.pack_matrix(HostMatrix {
             shape: [1, 1, 1, NUM_USERS],
+            rank: 1,
             data: HostData::UInt32((0..NUM_USERS as u32).collect()),
             dtype: DataType::UInt32,
             layout: Layout::RowMajor,

@@ -12,10 +12,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
 
-use crate::spec::{HostData, Shape};
+use crate::spec::HostData;
 
-/// Axes of every host tensor.
-const RANK: usize = 4;
 /// Kinds of elements, by DLPack's numbers.
 const INT: u8 = 0;
 const UINT: u8 = 1;
@@ -44,25 +42,28 @@ struct DlManagedTensor {
     deleter: Option<unsafe extern "C" fn(*mut DlManagedTensor)>,
 }
 
-/// What a consumer holds: `managed` comes first, its pointers lead into the
-/// other two.
+/// What is lent: in one place until the last borrower is done.
+struct Elements {
+    shape: Vec<i64>,
+    data: HostData,
+}
+
+/// What a consumer holds: `managed` comes first, its pointers lead into
+/// `elements`.
 #[repr(C)]
 struct Lent {
     managed: DlManagedTensor,
-    shape: [i64; RANK],
-    data: Arc<HostData>,
+    elements: Arc<Elements>,
 }
 
 /// Elements that Python may read.
 #[pyclass(frozen)]
-pub(super) struct HostBuffer {
-    shape: Shape,
-    data: Arc<HostData>,
-}
+pub(super) struct HostBuffer(Arc<Elements>);
 
 impl HostBuffer {
-    pub(super) fn new(shape: Shape, data: HostData) -> Self {
-        Self { shape, data: Arc::new(data) }
+    pub(super) fn new(shape: &[usize], data: HostData) -> Self {
+        let shape = shape.iter().map(|axis| *axis as i64).collect();
+        Self(Arc::new(Elements { shape, data }))
     }
 }
 
@@ -76,7 +77,7 @@ impl HostBuffer {
         py: Python<'py>,
         _options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
-        capsule(py, self.shape, Arc::clone(&self.data))
+        lend(py, Arc::clone(&self.0))
     }
 
     #[staticmethod]
@@ -85,44 +86,28 @@ impl HostBuffer {
     }
 }
 
-fn capsule(py: Python<'_>, shape: Shape, data: Arc<HostData>) -> PyResult<Bound<'_, PyCapsule>> {
-    let (code, bits) = match &*data {
-        HostData::BFloat16(_) => (BFLOAT, 16),
-        HostData::UInt32(_) => (UINT, 32),
-        HostData::Int32(_) => (INT, 32),
+fn lend(py: Python<'_>, elements: Arc<Elements>) -> PyResult<Bound<'_, PyCapsule>> {
+    let (data, code, bits): (*const c_void, _, _) = match &elements.data {
+        HostData::BFloat16(values) => (values.as_ptr().cast(), BFLOAT, 16),
+        HostData::UInt32(values) => (values.as_ptr().cast(), UINT, 32),
+        HostData::Int32(values) => (values.as_ptr().cast(), INT, 32),
     };
-    let elements: *const c_void = match &*data {
-        HostData::BFloat16(values) => values.as_ptr().cast(),
-        HostData::UInt32(values) => values.as_ptr().cast(),
-        HostData::Int32(values) => values.as_ptr().cast(),
+    let tensor = DlTensor {
+        // The protocol has no name for what is only read.
+        data: data.cast_mut(),
+        device_type: CPU.0,
+        device_id: CPU.1,
+        rank: elements.shape.len() as i32,
+        code,
+        bits,
+        lanes: 1,
+        shape: elements.shape.as_ptr().cast_mut(),
+        // Null: row-major without gaps.
+        strides: null_mut(),
+        byte_offset: 0,
     };
-    let lent = Box::new(Lent {
-        managed: DlManagedTensor {
-            tensor: DlTensor {
-                // The protocol has no name for elements that are only read.
-                data: elements.cast_mut(),
-                device_type: CPU.0,
-                device_id: CPU.1,
-                rank: RANK as i32,
-                code,
-                bits,
-                lanes: 1,
-                shape: null_mut(),
-                // Null: row-major without gaps.
-                strides: null_mut(),
-                byte_offset: 0,
-            },
-            manager: null_mut(),
-            deleter: Some(free),
-        },
-        shape: shape.map(|axis| axis as i64),
-        data,
-    });
-    // From the box's final place: it is not moved again.
-    let lent = NonNull::from(Box::leak(lent));
-    // SAFETY: `lent` was leaked just above and nobody else has it; the pointer to
-    // its shape stays valid until `free` makes a box of it again.
-    unsafe { (*lent.as_ptr()).managed.tensor.shape = (&raw mut (*lent.as_ptr()).shape).cast() };
+    let managed = DlManagedTensor { tensor, manager: null_mut(), deleter: Some(free) };
+    let lent = NonNull::from(Box::leak(Box::new(Lent { managed, elements })));
     // SAFETY: the pointer is not null and lives until `free`; `discard` is called
     // once, with this capsule, and frees only what no consumer took over.
     unsafe {
@@ -145,7 +130,7 @@ unsafe extern "C" fn free(managed: *mut DlManagedTensor) {
 /// calls the deleter itself.
 ///
 /// # Safety
-/// `capsule` is one that [`capsule`] made; the interpreter is attached.
+/// `capsule` is one that [`lend`] made; the interpreter is attached.
 unsafe extern "C" fn discard(capsule: *mut ffi::PyObject) {
     // SAFETY: `capsule` is a capsule, and Python runs destructors attached.
     unsafe {

@@ -16,7 +16,7 @@ use mesh::MeshError;
 
 impl TtnnOps {
     pub(super) fn pack_matrix(&mut self, matrix: HostMatrix) -> Result<HostTensor> {
-        let HostMatrix { shape, data, dtype, layout, spread } = matrix;
+        let HostMatrix { shape, rank, data, dtype, layout, spread } = matrix;
         let volume = shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis));
         if volume != Some(data.len()) {
             return Err(MeshError::Device(format!(
@@ -25,6 +25,14 @@ impl TtnnOps {
                 data.len()
             )));
         }
+        let dropped = 4usize
+            .checked_sub(rank)
+            .filter(|dropped| rank > 0 && shape[..*dropped].iter().all(|axis| *axis == 1));
+        let Some(dropped) = dropped else {
+            return Err(MeshError::Device(format!(
+                "packing a tensor of shape {shape:?}: it has no rank {rank}"
+            )));
+        };
         self.attached("Tensor", |ops, py| {
             let ttnn = ops.ttnn.bind(py);
             let device = open_device(&ops.device, py)?;
@@ -34,12 +42,13 @@ impl TtnnOps {
                     ttnn.call_method1("replicate_tensor_to_mesh_mapper", (device,))?
                 }
                 Spread::Cut(axis) => {
+                    let axis = axis.saturating_sub(dropped);
                     ttnn.call_method1("shard_tensor_to_mesh_mapper", (device, axis))?
                 }
             };
             let options =
                 keywords(py, [("layout", objects.layout(layout)?), ("mesh_mapper", mapper)])?;
-            let buffer = Bound::new(py, HostBuffer::new(shape, data))?;
+            let buffer = Bound::new(py, HostBuffer::new(&shape[dropped..], data))?;
             let tensor =
                 ttnn.getattr("Tensor")?.call((buffer, objects.dtype(dtype)?), Some(&options))?;
             Ok(HostTensor(tensor.unbind()))

@@ -125,6 +125,7 @@ impl<'py> Objects<'_, 'py> {
                 in0_block_w,
                 out_subblock_w,
                 per_core_m,
+                fuse_batch,
                 per_core_n,
             } => {
                 let options = keywords(
@@ -140,7 +141,7 @@ impl<'py> Objects<'_, 'py> {
                 options.set_item("compute_with_storage_grid_size", self.grid(grid)?)?;
                 options.set_item("transpose_mcast", false)?;
                 options.set_item("fused_activation", self.py().None())?;
-                options.set_item("fuse_batch", true)?;
+                options.set_item("fuse_batch", fuse_batch)?;
                 self.get("MatmulMultiCoreReuseMultiCastProgramConfig")?.call((), Some(&options))
             }
         }

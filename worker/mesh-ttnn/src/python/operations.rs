@@ -17,8 +17,6 @@ use crate::spec::{
 
 /// Candidates of each chip that sampling chooses from.
 const NUM_CANDIDATES: usize = 32;
-/// Where views come from.
-const RESHAPE: &str = "reshape";
 
 impl Ops for TtnnOps {
     type Tensor = Tensor;
@@ -111,9 +109,9 @@ impl Ops for TtnnOps {
     }
 
     fn reshape(&mut self, x: &Tensor, shape: Shape) -> Result<Tensor> {
-        self.attached(RESHAPE, |ops, py| {
+        self.attached("reshape", |ops, py| {
             let arguments = (x.of(py), shape);
-            Ok(Tensor::new(ops.call(py, RESHAPE, arguments, Options::None)?))
+            Ok(Tensor::new(ops.call(py, "reshape", arguments, Options::None)?))
         })
     }
 
@@ -245,11 +243,8 @@ impl Ops for TtnnOps {
     ) -> Result<()> {
         const PATH: &str = "experimental.paged_update_cache";
         self.attached(PATH, |ops, py| {
-            let reshape = ops.function(py, RESHAPE)?;
-            let operands = [
-                ("update_idxs_tensor", positions.as_vector(py, &reshape)?),
-                ("page_table", page_table.as_rows(py, &reshape)?),
-            ];
+            let operands =
+                [("update_idxs_tensor", positions.of(py)), ("page_table", page_table.of(py))];
             let arguments = (cache.of(py), x.of(py));
             ops.call_with(py, PATH, arguments, Options::None, &operands)?;
             Ok(())
@@ -259,8 +254,7 @@ impl Ops for TtnnOps {
     fn paged_fill_cache(&mut self, cache: &Tensor, x: &Tensor, page_table: &Tensor) -> Result<()> {
         const PATH: &str = "experimental.paged_fill_cache";
         self.attached(PATH, |ops, py| {
-            let reshape = ops.function(py, RESHAPE)?;
-            let pages = page_table.as_rows(py, &reshape)?;
+            let pages = page_table.of(py);
             let arguments = (cache.of(py), x.of(py), pages);
             ops.call(py, PATH, arguments, Options::FirstRow)?;
             Ok(())
@@ -275,10 +269,9 @@ impl Ops for TtnnOps {
     ) -> Result<Tensor> {
         const PATH: &str = "transformer.paged_scaled_dot_product_attention_decode";
         self.attached(PATH, |ops, py| {
-            let reshape = ops.function(py, RESHAPE)?;
             let operands = [
-                ("page_table_tensor", attention.page_table.as_rows(py, &reshape)?),
-                ("cur_pos_tensor", attention.positions.as_vector(py, &reshape)?),
+                ("page_table_tensor", attention.page_table.of(py)),
+                ("cur_pos_tensor", attention.positions.of(py)),
             ];
             let arguments =
                 (attention.q.of(py), attention.k_cache.of(py), attention.v_cache.of(py));
@@ -304,13 +297,12 @@ impl Ops for TtnnOps {
     ) -> Result<Tensor> {
         const PATH: &str = "transformer.chunked_scaled_dot_product_attention";
         self.attached(PATH, |ops, py| {
-            let reshape = ops.function(py, RESHAPE)?;
-            let start = attention.positions.as_vector(py, &reshape)?;
+            let start = attention.positions.of(py);
             let arguments = (
                 attention.q.of(py),
                 attention.k_cache.of(py),
                 attention.v_cache.of(py),
-                attention.page_table.as_rows(py, &reshape)?,
+                attention.page_table.of(py),
             );
             let options = Options::attention(config, Attention::Chunk);
             let start = [("chunk_start_idx_tensor", start)];
@@ -354,16 +346,12 @@ impl Ops for TtnnOps {
     ) -> Result<Tensor> {
         let user_ids = self.user_ids()?;
         self.attached("sampling", |ops, py| {
-            let reshape = ops.function(py, RESHAPE)?;
-            let seeds = [
-                ("seeds", parameters.seeds.as_vector(py, &reshape)?),
-                ("user_ids", user_ids.as_vector(py, &reshape)?),
-            ];
+            let seeds = [("seeds", parameters.seeds.of(py)), ("user_ids", user_ids.of(py))];
             ops.call_with(py, "manual_seed", (), Options::None, &seeds)?;
             let operands = [
-                ("k", parameters.top_k.as_vector(py, &reshape)?),
-                ("p", parameters.top_p.as_vector(py, &reshape)?),
-                ("temp", parameters.inverse_temperature.as_vector(py, &reshape)?),
+                ("k", parameters.top_k.of(py)),
+                ("p", parameters.top_p.of(py)),
+                ("temp", parameters.inverse_temperature.of(py)),
             ];
             // Seed 0, which it is unless said: the state that was just set.
             let arguments = (values.of(py), indices.of(py));

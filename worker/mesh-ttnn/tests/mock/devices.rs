@@ -77,19 +77,33 @@ pub(crate) fn rows(ops: &mut TtnnOps, shape: Shape, dtype: DataType) -> Tensor {
     ops.zeros(shape, dtype, Layout::RowMajor, &dram).unwrap()
 }
 
+/// Numbers in DRAM, row by row, the same on each chip.
+pub(crate) fn numbers(ops: &mut TtnnOps, axes: &[usize], values: &[f32]) -> Tensor {
+    let values = values.iter().copied().map(half::bf16::from_f32).collect();
+    send(ops, axes, HostData::BFloat16(values), DataType::BFloat16)
+}
+
 /// Whole numbers in DRAM, row by row, the same on each chip.
-pub(crate) fn ids(ops: &mut TtnnOps, shape: Shape, values: Vec<u32>) -> Tensor {
-    send(ops, shape, HostData::UInt32(values), DataType::UInt32)
+pub(crate) fn ids(ops: &mut TtnnOps, axes: &[usize], values: Vec<u32>) -> Tensor {
+    send(ops, axes, HostData::UInt32(values), DataType::UInt32)
 }
 
 /// Whole numbers with sign in DRAM, row by row, the same on each chip.
-pub(crate) fn integers(ops: &mut TtnnOps, shape: Shape, values: Vec<i32>) -> Tensor {
-    send(ops, shape, HostData::Int32(values), DataType::Int32)
+pub(crate) fn integers(ops: &mut TtnnOps, axes: &[usize], values: Vec<i32>) -> Tensor {
+    send(ops, axes, HostData::Int32(values), DataType::Int32)
 }
 
-fn send(ops: &mut TtnnOps, shape: Shape, data: HostData, dtype: DataType) -> Tensor {
-    let matrix =
-        HostMatrix { shape, data, dtype, layout: Layout::RowMajor, spread: Spread::Replicated };
+fn send(ops: &mut TtnnOps, axes: &[usize], data: HostData, dtype: DataType) -> Tensor {
+    let mut shape = [1; 4];
+    shape[4 - axes.len()..].copy_from_slice(axes);
+    let matrix = HostMatrix {
+        shape,
+        rank: axes.len(),
+        data,
+        dtype,
+        layout: Layout::RowMajor,
+        spread: Spread::Replicated,
+    };
     let packed = ops.pack(matrix).unwrap();
     ops.to_device(&packed, &MemoryConfig::DRAM).unwrap()
 }

@@ -9,7 +9,7 @@ use mesh_ttnn::spec::{
 };
 
 use crate::devices::{
-    HIFI2, HIFI4, a_user_a_core, ids, integers, rows, tiles, tiles_in, width_sharded,
+    HIFI2, HIFI4, a_user_a_core, ids, integers, numbers, rows, tiles, tiles_in, width_sharded,
 };
 
 const USERS: usize = 32;
@@ -64,7 +64,7 @@ fn placement(ops: &mut TtnnOps) {
 
 fn norms_and_products(ops: &mut TtnnOps) {
     let table = rows(ops, [1, 1, 1000, WIDTH], BF16);
-    let tokens = ids(ops, [1, 1, 1, USERS], (0..32).collect());
+    let tokens = ids(ops, &[1, 1, 1, USERS], (0..32).collect());
     let x = ops.embedding(&tokens, &table, &MemoryConfig::L1).unwrap();
     shape_is(ops, &x, [1, 1, USERS, WIDTH]);
 
@@ -101,6 +101,7 @@ fn norms_and_products(ops: &mut TtnnOps) {
             in0_block_w: 4,
             out_subblock_w: 4,
             per_core_m: 1,
+            fuse_batch: true,
             per_core_n: 4,
         },
         memory: DRAM,
@@ -141,9 +142,9 @@ fn decode_attention(ops: &mut TtnnOps) {
     let cache = [USERS * BLOCKS, KV_HEADS, BLOCK, HEAD_DIM];
     let k_cache = tiles(ops, cache, BFP8);
     let v_cache = tiles(ops, cache, BFP8);
-    let positions = integers(ops, [1, 1, 1, USERS], (0..32).collect());
+    let positions = integers(ops, &[USERS], (0..32).collect());
     let pages = (0..(USERS * BLOCKS) as i32).collect();
-    let page_table = integers(ops, [1, 1, USERS, BLOCKS], pages);
+    let page_table = integers(ops, &[USERS, BLOCKS], pages);
     ops.paged_update_cache(&k_cache, &k, &positions, &page_table).unwrap();
     ops.paged_update_cache(&v_cache, &v, &positions, &page_table).unwrap();
     let attention = PagedAttention {
@@ -174,13 +175,13 @@ fn prefill_attention(ops: &mut TtnnOps) {
     let k = ops.typecast(&k, BFP8).unwrap();
     let v = ops.typecast(&v, BFP8).unwrap();
     let cache = tiles(ops, [USERS * BLOCKS, KV_HEADS, BLOCK, HEAD_DIM], BFP8);
-    let page_table = integers(ops, [1, 1, 1, BLOCKS], (0..BLOCKS as i32).collect());
+    let page_table = integers(ops, &[1, BLOCKS], (0..BLOCKS as i32).collect());
     ops.paged_fill_cache(&cache, &k, &page_table).unwrap();
     let config = attention_config(ops, 64, 64);
     let attended = ops.sdpa(&q, &k, &v, &config).unwrap();
     shape_is(ops, &attended, [1, HEADS, ROWS, HEAD_DIM]);
 
-    let start = integers(ops, [1, 1, 1, 1], vec![128]);
+    let start = integers(ops, &[1], vec![128]);
     let attention = PagedAttention {
         q: &q,
         k_cache: &cache,
@@ -206,9 +207,9 @@ fn sampling(ops: &mut TtnnOps) {
     let offsets = tiles(ops, [1, 1, USERS, 32], DataType::Int32);
     let indices = ops.offset_indices(&indices, &offsets).unwrap();
     let indices = ops.untilize(&indices).unwrap();
-    let top_k = ids(ops, [1, 1, 1, USERS], vec![5; USERS]);
-    let seeds = ids(ops, [1, 1, 1, USERS], (100..132).collect());
-    let ones = rows(ops, [1, 1, 1, USERS], BF16);
+    let top_k = ids(ops, &[USERS], vec![5; USERS]);
+    let seeds = ids(ops, &[USERS], (100..132).collect());
+    let ones = numbers(ops, &[USERS], &[1.0; USERS]);
     let parameters =
         SamplingTensors { top_k: &top_k, top_p: &ones, inverse_temperature: &ones, seeds: &seeds };
     let drawn = ops.sampling(&values, &indices, &parameters).unwrap();
@@ -216,7 +217,7 @@ fn sampling(ops: &mut TtnnOps) {
 
     // Another step's seeds are data: nothing is compiled for them.
     let programs = ops.program_counts().programs;
-    let seeds = ids(ops, [1, 1, 1, USERS], (200..232).collect());
+    let seeds = ids(ops, &[USERS], (200..232).collect());
     let parameters = SamplingTensors { seeds: &seeds, ..parameters };
     ops.sampling(&values, &indices, &parameters).unwrap();
     assert_eq!(ops.program_counts().programs, programs);
