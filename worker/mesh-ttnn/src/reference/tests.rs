@@ -1,12 +1,32 @@
 //! Every operation against its formula, and what it refuses.
 
+mod golden;
+mod matmul;
 mod trace;
 
 use half::bf16;
 
 use super::{ReferenceOps, Tensor};
 use crate::ops::Ops;
-use crate::spec::{DataType, HostData, HostMatrix, Layout, MemoryConfig, Shape, Spread};
+use crate::spec::{
+    ComputeConfig, DataType, Fidelity, Grid, HostData, HostMatrix, Layout, MemoryConfig, Shape,
+    Spread,
+};
+
+/// Exact enough for every test.
+const COMPUTE: ComputeConfig = ComputeConfig { fidelity: Fidelity::HiFi4, fp32_accumulate: true };
+
+/// `len` numbers from −2 to 2 in steps of 1/64, so that bf16 has them; the same for
+/// the same seed, and the same as in `make_ttnn_golden.py`.
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2) + 1;
+    let mut number = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 56) as i32 - 128) as f32 / 64.0
+    };
+    (0..len).map(|_| number()).collect()
+}
 
 /// What a test uploads.
 #[derive(Clone, Copy)]
@@ -39,6 +59,10 @@ impl Upload {
         Self { memory, ..self }
     }
 
+    fn spread(self, spread: Spread) -> Self {
+        Self { spread, ..self }
+    }
+
     fn data(self, ops: &mut ReferenceOps, data: HostData) -> Tensor {
         let Self { shape, rank, dtype, layout, spread, memory } = self;
         let host = ops.pack(HostMatrix { shape, rank, data, dtype, layout, spread }).unwrap();
@@ -52,10 +76,18 @@ impl Upload {
     fn int32(self, ops: &mut ReferenceOps, values: &[i32]) -> Tensor {
         self.data(ops, HostData::Int32(values.to_vec()))
     }
+
+    fn uint32(self, ops: &mut ReferenceOps, values: &[u32]) -> Tensor {
+        self.data(ops, HostData::UInt32(values.to_vec()))
+    }
 }
 
 fn bf16s(values: &[f32]) -> HostData {
     HostData::BFloat16(values.iter().copied().map(bf16::from_f32).collect())
+}
+
+fn width_sharded(rows: usize, width: usize, grid: Grid) -> MemoryConfig {
+    MemoryConfig::WidthSharded { grid, shard: [rows, width / grid.num_cores()] }
 }
 
 /// Fails unless `error` names all of `words`.
