@@ -1,7 +1,17 @@
 //! Every operation against its formula, and what it refuses.
 
+mod attention;
+mod collective;
+mod elementwise;
 mod golden;
+mod heads;
+mod host;
 mod matmul;
+mod movement;
+mod norm;
+mod paging;
+mod placement;
+mod sampling;
 mod trace;
 
 use half::bf16;
@@ -79,6 +89,22 @@ impl Upload {
 
     fn uint32(self, ops: &mut ReferenceOps, values: &[u32]) -> Tensor {
         self.data(ops, HostData::UInt32(values.to_vec()))
+    }
+}
+
+/// `values` as bf16 has them.
+fn rounded(values: impl IntoIterator<Item = f64>) -> Vec<f32> {
+    values.into_iter().map(|value| bf16::from_f32(value as f32).to_f32()).collect()
+}
+
+/// Fails unless every value is within one rounding to bf16 of its formula.
+#[track_caller]
+fn assert_close(values: &[f32], expected: impl IntoIterator<Item = f64>) {
+    let expected: Vec<f64> = expected.into_iter().collect();
+    assert_eq!(values.len(), expected.len());
+    for (idx, (value, expected)) in values.iter().zip(expected).enumerate() {
+        let error = (f64::from(*value) - expected).abs();
+        assert!(error <= expected.abs() / 256.0 + 1e-5, "[{idx}]: {value} for {expected}");
     }
 }
 
