@@ -3,6 +3,7 @@
 //! Must never know: models by name, checkpoints, requests.
 #![deny(unsafe_code)]
 
+pub mod board;
 pub mod ops;
 #[cfg(feature = "ttnn")]
 pub mod python;

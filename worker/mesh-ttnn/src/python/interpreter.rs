@@ -67,7 +67,10 @@ pub(super) fn set_environment(
     let home = get("HOME").map_err(fail)?.unwrap_or(scratch.clone());
     let kernel_cache = match &options.kernel_cache {
         Some(path) => path.display().to_string(),
-        None => format!("{home}/.cache/tt-metal-cache"),
+        // The package's own. What a stub compiler made for mock devices would be
+        // taken for a real kernel there.
+        None if asked.is_empty() => format!("{home}/.cache/tt-metal-cache"),
+        None => format!("{scratch}/llama-mesh-ttnn/mock-kernels"),
     };
     for (name, value) in [
         (KERNEL_CACHE, kernel_cache.as_str()),

@@ -32,8 +32,9 @@ pub struct OpenOptions {
     pub site_packages: Option<PathBuf>,
     /// Description of a cluster: its mock devices are opened instead of cards.
     pub mock: Option<PathBuf>,
-    /// Folder of compiled kernels, where `TT_METAL_CACHE` names none; None for
-    /// the package's own choice.
+    /// Folder of compiled kernels, where `TT_METAL_CACHE` names none. None for
+    /// the package's own, `~/.cache/tt-metal-cache`; for a temporary one with
+    /// mock devices.
     pub kernel_cache: Option<PathBuf>,
 }
 
