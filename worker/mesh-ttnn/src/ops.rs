@@ -199,7 +199,8 @@ pub trait Ops {
         y: &Self::Tensor,
         memory: &MemoryConfig,
     ) -> Result<Self::Tensor>;
-    /// `ttnn.mul` with SiLU on the first operand.
+    /// `ttnn.mul` with SiLU on the first operand, beside which the result lies
+    /// where `memory` leaves it to the operation.
     fn silu_mul(
         &mut self,
         gate: &Self::Tensor,

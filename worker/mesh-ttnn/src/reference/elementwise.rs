@@ -64,6 +64,8 @@ pub(super) fn silu_mul(
     let op = Op("mul");
     check_pair(op, gate, up)?;
     op.needs(!is_whole(dtype), "a result of reals", format_args!("{dtype:?}"))?;
+    // Without shards of its own, the result lies where the first operand does.
+    let memory = if memory == MemoryConfig::WidthShardedByOp { gate.spec().memory } else { memory };
     let spec = TensorSpec { memory, dtype, ..*gate.spec() };
     let call = Call { op, inputs: &[gate, up], config: &(dtype, memory) };
     let [y] = commands.on_each_chip(&call, [spec], |inputs| {
