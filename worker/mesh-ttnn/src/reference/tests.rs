@@ -6,6 +6,7 @@ mod elementwise;
 mod golden;
 mod heads;
 mod host;
+mod layer;
 mod matmul;
 mod movement;
 mod norm;
