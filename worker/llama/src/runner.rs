@@ -132,6 +132,11 @@ impl<M: Mesh> Runner<M> {
         self.weight_cache
     }
 
+    /// The mesh itself, for those who look at what it does.
+    pub fn mesh_mut(&mut self) -> &mut M {
+        &mut self.mesh
+    }
+
     /// How the mesh is doing.
     pub fn mesh_status(&self) -> MeshStatus {
         self.mesh.status()

@@ -5,6 +5,7 @@
 //! file, and as a Meta directory; all must load to the same values.
 
 pub mod family;
+pub mod hollow;
 mod meta;
 pub mod seeded;
 
@@ -153,35 +154,7 @@ impl TinyModel {
 
     /// What `config.json` holds.
     pub fn config_json(&self) -> serde_json::Value {
-        let config = &self.config;
-        let scaling = config.rope_scaling.map(|scaling| {
-            json!({
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-            })
-        });
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
-            "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "vocab_size": config.vocab_size,
-            "rms_norm_eps": config.rms_norm_eps,
-            "rope_theta": config.rope_theta,
-            "rope_scaling": scaling,
-            "max_position_embeddings": config.max_position_embeddings,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "attention_bias": false,
-            "mlp_bias": false,
-        })
+        config_json(&self.config)
     }
 
     fn safetensors(&self, names: &[WeightName]) -> io::Result<Vec<u8>> {
@@ -283,6 +256,38 @@ impl TinyModel {
 }
 
 /// A norm gain is stored as a vector.
+/// What `config.json` holds of a model.
+pub fn config_json(config: &LlamaConfig) -> serde_json::Value {
+    let scaling = config.rope_scaling.map(|scaling| {
+        json!({
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        })
+    });
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": false,
+        "mlp_bias": false,
+    })
+}
+
 fn stored_shape(name: WeightName, config: &LlamaConfig) -> Vec<usize> {
     match name.shape(config) {
         [1, cols] => vec![cols],

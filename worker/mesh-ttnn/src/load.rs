@@ -6,7 +6,7 @@ use mesh::{DType, Matrix, MeshError};
 use crate::layout::LinearShape;
 use crate::mesh::TtnnMesh;
 use crate::ops::Ops;
-use crate::spec::{DataType, HostMatrix, MemoryConfig, Spread, TILE};
+use crate::spec::{DataType, HostMatrix, Layout, MemoryConfig, Shape, Spread, TILE};
 use crate::weight::{Gain, Linear, Piece, Weight, check_cut, gain, row_major, transposed};
 
 /// Axis of input channels, and of output channels, of a weight on the chips.
@@ -14,6 +14,23 @@ const K_AXIS: usize = 2;
 const N_AXIS: usize = 3;
 /// Columns of the LM head that one product computes: more do not fit L1.
 const MAX_LM_HEAD: usize = 32_064;
+
+/// A weight as a chip holds it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    shape: Shape,
+    dtype: DataType,
+    layout: Layout,
+    memory: MemoryConfig,
+}
+
+impl Place {
+    /// Rows of bf16 in DRAM.
+    fn row_major(shape: Shape) -> Self {
+        let (dtype, layout) = (DataType::BFloat16, Layout::RowMajor);
+        Self { shape, dtype, layout, memory: MemoryConfig::DRAM }
+    }
+}
 
 /// What a projection's results are stored as.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +121,7 @@ impl<O: Ops> TtnnMesh<O> {
             result: DataType::BFloat16,
         };
         let make = || transposed(&pieces, dtype, Spread::Cut(K_AXIS));
-        let tensor = self.prepared(&key(matrix.name(), dtype), shape, make)?;
+        let tensor = self.place(&key(matrix.name(), dtype), self.over_banks(shape), make)?;
         Ok(Weight::Linear(vec![Linear { tensor, shape, prefill_result: DataType::BFloat16 }]))
     }
 
@@ -118,8 +135,8 @@ impl<O: Ops> TtnnMesh<O> {
         stored(table.name(), dtype)?;
         let name = format!("embedding.{}", table.name());
         let make = || row_major(table, Spread::Cut(N_AXIS));
-        let packed = self.cache.load(&mut self.chips.ops, &name, make)?;
-        self.chips.ops.to_device(&packed, &MemoryConfig::DRAM).map(Weight::Embedding)
+        let shape = [1, 1, table.rows(), table.cols() / self.chips.count()];
+        self.place(&name, Place::row_major(shape), make).map(Weight::Embedding)
     }
 
     /// A norm's gain, whole on every chip, and cut where norms are.
@@ -130,15 +147,17 @@ impl<O: Ops> TtnnMesh<O> {
             return Err(MeshError::DoesNotFit(format!("{name} has {rows} rows, a gain has one")));
         }
         check_cut(name, "channels", width, num_chips)?;
-        let mut load = |name: String, spread| {
-            let packed = self.cache.load(&mut self.chips.ops, &name, || gain(matrix, spread))?;
-            self.chips.ops.to_device(&packed, &MemoryConfig::DRAM)
-        };
-        let whole = load(format!("gain.{name}"), Spread::Replicated)?;
-        let distributed = self.chips.chip.norm_is_distributed(width, num_chips);
-        let cut =
-            distributed.then(|| load(format!("gain.{name}_distributed"), Spread::Cut(K_AXIS)));
-        Ok(Weight::Gain(Gain { whole, cut: cut.transpose()?, width }))
+        let tiles = width / TILE;
+        let whole = Place::row_major([1, 1, tiles, TILE]);
+        let make = || gain(matrix, Spread::Replicated);
+        let whole = self.place(&format!("gain.{name}"), whole, make)?;
+        let mut cut = None;
+        if self.chips.chip.norm_is_distributed(width, num_chips) {
+            let part = Place::row_major([1, 1, tiles / num_chips, TILE]);
+            let make = || gain(matrix, Spread::Cut(K_AXIS));
+            cut = Some(self.place(&format!("gain.{name}_distributed"), part, make)?);
+        }
+        Ok(Weight::Gain(Gain { whole, cut, width }))
     }
 
     /// Each chip its slice of every part, in order.
@@ -174,20 +193,33 @@ impl<O: Ops> TtnnMesh<O> {
             result: results.decode,
         };
         let make = || transposed(pieces, dtype, Spread::Cut(N_AXIS));
-        let tensor = self.prepared(&key(name, dtype), shape, make)?;
+        let tensor = self.place(&key(name, dtype), self.over_banks(shape), make)?;
         Ok(Linear { tensor, shape, prefill_result: results.prefill })
     }
 
     /// A matrix over the banks of DRAM.
-    fn prepared(
+    fn over_banks(&self, shape: LinearShape) -> Place {
+        Place {
+            shape: [1, 1, shape.k, shape.n],
+            dtype: shape.weight,
+            layout: Layout::Tile,
+            memory: self.chips.chip.banks(shape.k, shape.n),
+        }
+    }
+
+    /// Puts a weight where it belongs: from the cache, or from what `make` gives.
+    fn place(
         &mut self,
         name: &str,
-        shape: LinearShape,
+        place: Place,
         make: impl FnOnce() -> Result<HostMatrix, MeshError>,
     ) -> Result<O::Tensor, MeshError> {
-        let packed = self.cache.load(&mut self.chips.ops, name, make)?;
-        let memory = self.chips.chip.banks(shape.k, shape.n);
-        self.chips.ops.to_device(&packed, &memory)
+        let ops = &mut self.chips.ops;
+        if self.without_weights {
+            return ops.empty(place.shape, place.dtype, place.layout, &place.memory);
+        }
+        let packed = self.cache.load(ops, name, make)?;
+        ops.to_device(&packed, &place.memory)
     }
 }
 

@@ -33,6 +33,9 @@ pub struct TtnnOptions {
     pub max_prefill_chunk: usize,
     /// Where prepared weights are kept; nowhere, if not said.
     pub weight_cache: Option<WeightCacheDir>,
+    /// Takes memory for the weights and puts nothing into it, to see whether a
+    /// model fits and what its steps call; the checkpoint's are not read.
+    pub without_weights: bool,
 }
 
 /// Tenstorrent chips under one controller.
@@ -44,6 +47,7 @@ pub struct TtnnOptions {
 pub struct TtnnMesh<O: Ops> {
     pub(crate) chips: Chips<O>,
     pub(crate) cache: WeightCache,
+    pub(crate) without_weights: bool,
     device: String,
     max_prefill_chunk: usize,
     logits_dtype: DType,
@@ -71,7 +75,8 @@ struct Inputs<T> {
 impl<O: Ops> TtnnMesh<O> {
     /// Chips that hold nothing yet.
     pub fn new(ops: O, options: TtnnOptions) -> Self {
-        let TtnnOptions { device, chip, max_prefill_chunk, weight_cache } = options;
+        let TtnnOptions { device, chip, max_prefill_chunk, weight_cache, without_weights } =
+            options;
         let cache = match weight_cache {
             Some(cache) => WeightCache::open(cache, ops.num_chips()),
             None => WeightCache::Off,
@@ -79,6 +84,7 @@ impl<O: Ops> TtnnMesh<O> {
         Self {
             chips: Chips { ops, chip },
             cache,
+            without_weights,
             device,
             max_prefill_chunk,
             logits_dtype: DType::Bfp8,

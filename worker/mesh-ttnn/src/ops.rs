@@ -117,6 +117,14 @@ pub trait Ops {
         layout: Layout,
         memory: &MemoryConfig,
     ) -> Result<Self::Tensor>;
+    /// `ttnn.empty`: memory with whatever is in it.
+    fn empty(
+        &mut self,
+        shape: Shape,
+        dtype: DataType,
+        layout: Layout,
+        memory: &MemoryConfig,
+    ) -> Result<Self::Tensor>;
     /// `ttnn.copy_host_to_device_tensor`: into memory that is there already.
     fn write(&mut self, tensor: &Self::HostTensor, into: &Self::Tensor) -> Result<()>;
     /// What chip `chip` holds, row-major without padding. Waits.

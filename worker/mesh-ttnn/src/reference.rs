@@ -149,6 +149,17 @@ impl Ops for ReferenceOps {
         )
     }
 
+    /// Zeros, as it happens.
+    fn empty(
+        &mut self,
+        shape: Shape,
+        dtype: DataType,
+        layout: Layout,
+        memory: &MemoryConfig,
+    ) -> Result<Tensor> {
+        self.zeros(shape, dtype, layout, memory)
+    }
+
     fn write(&mut self, tensor: &HostTensor, into: &Tensor) -> Result<()> {
         host::write(&mut self.commands, tensor, into)
     }

@@ -8,6 +8,8 @@ use crate::spec::{DataType, Grid, LinearConfig, MatmulProgram, MemoryConfig, TIL
 const MAX_BLOCK: usize = 8;
 /// Rows of one product at most: longer prompts are cut into products.
 const MAX_ROWS: usize = 2048;
+/// Bytes of L1 that blocks of a weight on their way from DRAM may take.
+const BANK_BYTES: usize = 800_000;
 /// Bytes of L1 that buffers of a product may take together; of a core's 1.4 MB
 /// the kernels and what else lies there need the rest.
 const BUFFER_BYTES: usize = 1_150_000;
@@ -39,8 +41,12 @@ impl Chip {
     /// that lies as [`Chip::banks`] says.
     pub fn decode_linear(&self, shape: LinearShape) -> LinearConfig {
         let cores = self.row_grid(shape.k).num_cores();
+        // A core that reads a bank keeps three blocks of its columns in flight.
+        let bank_tiles = shape.n.div_ceil(TILE * self.dram_banks);
+        let block = 3 * bank_tiles * tile_bytes(shape.weight);
+        let max_block = (BANK_BYTES / block).clamp(1, MAX_BLOCK);
         let program = MatmulProgram::DramSharded {
-            in0_block_w: largest_divisor(shape.k / TILE / cores, MAX_BLOCK),
+            in0_block_w: largest_divisor(shape.k / TILE / cores, max_block),
             per_core_n: shape.n.div_ceil(TILE).div_ceil(cores),
         };
         LinearConfig {
@@ -117,7 +123,7 @@ fn buffers(shape: LinearShape, config: &LinearConfig) -> usize {
 }
 
 /// Bytes of a tile of 32 × 32.
-pub(crate) fn tile_bytes(dtype: DataType) -> usize {
+pub(super) fn tile_bytes(dtype: DataType) -> usize {
     match dtype {
         DataType::Float32 | DataType::UInt32 | DataType::Int32 => 4096,
         DataType::BFloat16 | DataType::UInt16 => 2048,

@@ -108,6 +108,22 @@ impl TtnnOps {
         })
     }
 
+    pub(super) fn make_empty(
+        &mut self,
+        shape: Shape,
+        dtype: DataType,
+        layout: Layout,
+        memory: MemoryConfig,
+    ) -> Result<Tensor> {
+        self.attached("empty", |ops, py| {
+            let device = open_device(&ops.device, py)?.clone();
+            let objects = Objects { ttnn: ops.ttnn.bind(py), device: &device };
+            let (kind, order) = (objects.dtype(dtype)?, objects.layout(layout)?);
+            let arguments = (shape, kind, order, &device, objects.memory(memory)?);
+            Ok(Tensor::new(ops.call(py, "empty", arguments, Options::None)?))
+        })
+    }
+
     pub(super) fn overwrite(&mut self, tensor: &HostTensor, into: &Tensor) -> Result<()> {
         const PATH: &str = "copy_host_to_device_tensor";
         self.attached(PATH, |ops, py| {

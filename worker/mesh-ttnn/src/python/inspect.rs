@@ -32,13 +32,30 @@ impl TtnnOps {
     /// # Errors
     /// What `calls` fails with.
     pub fn capture(&mut self, calls: impl FnOnce(&mut Self) -> Result<()>) -> Result<Vec<String>> {
+        self.begin_capture()?;
+        let called = calls(self);
+        let operations = self.end_capture()?;
+        called.map(|()| operations)
+    }
+
+    /// From here to [`TtnnOps::end_capture`] operations are listed, not run.
+    ///
+    /// # Errors
+    /// [`mesh::MeshError::Device`].
+    pub fn begin_capture(&mut self) -> Result<()> {
         self.attached("begin_graph_capture", |ops, py| {
             let graph = graph(ops.ttnn.bind(py))?;
             let run_mode = graph.getattr("RunMode")?.getattr("NO_DISPATCH")?;
             graph.call_method1("begin_graph_capture", (run_mode,)).map(drop)
-        })?;
-        let called = calls(self);
-        let operations = self.attached("end_graph_capture", |ops, py| {
+        })
+    }
+
+    /// The operations since [`TtnnOps::begin_capture`], in order.
+    ///
+    /// # Errors
+    /// [`mesh::MeshError::Device`].
+    pub fn end_capture(&mut self) -> Result<Vec<String>> {
+        self.attached("end_graph_capture", |ops, py| {
             let nodes = graph(ops.ttnn.bind(py))?.call_method0("end_graph_capture")?;
             let mut operations = Vec::new();
             for node in nodes.try_iter()? {
@@ -51,8 +68,7 @@ impl TtnnOps {
             }
             operations.retain(|name| !NOT_ON_CHIPS.contains(&name.as_str()));
             Ok(operations)
-        })?;
-        called.map(|()| operations)
+        })
     }
 
     /// How much of a chip's DRAM is taken.

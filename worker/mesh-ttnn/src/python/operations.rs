@@ -77,6 +77,16 @@ impl Ops for TtnnOps {
         self.make_zeros(shape, dtype, layout, *memory)
     }
 
+    fn empty(
+        &mut self,
+        shape: Shape,
+        dtype: DataType,
+        layout: Layout,
+        memory: &MemoryConfig,
+    ) -> Result<Tensor> {
+        self.make_empty(shape, dtype, layout, *memory)
+    }
+
     fn write(&mut self, tensor: &HostTensor, into: &Tensor) -> Result<()> {
         self.overwrite(tensor, into)
     }

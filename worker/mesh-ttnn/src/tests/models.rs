@@ -91,6 +91,7 @@ impl Miniature {
             chip: Chip { grid: Grid { x: 8, y: 8 }, dram_banks: 12 },
             max_prefill_chunk: MAX_MODEL_LEN,
             weight_cache,
+            without_weights: false,
         };
         Model::load(TtnnMesh::new(ReferenceOps::new(chips), options), self, optimizations)
     }

@@ -1,0 +1,163 @@
+//! Whole models on mock devices: every operation of a step is checked by the
+//! package itself, with real sizes, layouts and memory.
+
+use llama::tiny::{family, hollow};
+use llama::{
+    Checkpoint, DTypePolicy, Device, Llama3Size, LlamaConfig, LoadOptions, Optimizations, Runner,
+};
+use mesh::{Choice, SequenceSlice, StepBatch, StepOutput};
+use mesh_ttnn::layout::Chip;
+use mesh_ttnn::python::{Dispatch, TtnnOps};
+use mesh_ttnn::spec::Grid;
+use mesh_ttnn::{TtnnMesh, TtnnOptions};
+
+use crate::devices;
+
+const BLOCK_SIZE: usize = 32;
+const MAX_MODEL_LEN: usize = 8192;
+/// Two sequences of the longest prompt here, and 32 short ones.
+const NUM_BLOCKS: usize = 512;
+
+/// How a model is opened.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Description of the mock devices.
+    pub(crate) cluster: &'static str,
+    pub(crate) device: Device,
+    pub(crate) dispatch: Dispatch,
+    /// Rows of the grid that must be there.
+    pub(crate) grid_rows: usize,
+}
+
+/// A model of real size, whose weights are memory and nothing else.
+pub(crate) struct Model {
+    runner: Runner<TtnnMesh<TtnnOps>>,
+    out: StepOutput,
+}
+
+impl Model {
+    pub(crate) fn load(place: Place, size: Llama3Size, config: &LlamaConfig) -> Self {
+        let Place { cluster, device, dispatch, grid_rows } = place;
+        let ops = devices::open(cluster, device.num_chips(), dispatch);
+        let chip = Chip { grid: ops.grid(), dram_banks: ops.num_dram_banks() };
+        assert_eq!(chip, Chip { grid: Grid { x: 8, y: grid_rows }, dram_banks: 12 });
+        let options = TtnnOptions {
+            device: device.to_string(),
+            chip,
+            max_prefill_chunk: llama::max_prefill_chunk(Some(size), device),
+            weight_cache: None,
+            without_weights: true,
+        };
+        let directory = tempfile::tempdir().unwrap();
+        hollow::write_hugging_face(config, directory.path()).unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let load = LoadOptions {
+            policy: DTypePolicy::choose(&family::config(size), Optimizations::Performance),
+            max_model_len: MAX_MODEL_LEN,
+            kv_blocks: NUM_BLOCKS,
+            kv_block_size: BLOCK_SIZE,
+        };
+        let mesh = TtnnMesh::new(ops, options);
+        let runner = Runner::load(mesh, &checkpoint, &load, &mut |_| {}).unwrap();
+        Self { runner, out: StepOutput::default() }
+    }
+
+    pub(crate) fn ops(&mut self) -> &mut TtnnOps {
+        self.runner.mesh_mut().ops_mut()
+    }
+
+    pub(crate) fn num_programs(&self) -> usize {
+        self.runner.mesh_status().programs
+    }
+
+    /// One token each of `num_users`, whose positions are all different.
+    pub(crate) fn decode(&mut self, num_users: usize, choices: Option<Vec<Choice>>) {
+        let sequences = (0..num_users)
+            .map(|user| SequenceSlice {
+                first_row: user,
+                num_tokens: 1,
+                first_position: 7 * user,
+                block_table: (0..8).map(|block| (8 * user + block) as u32).collect(),
+            })
+            .collect();
+        let chosen = choices.is_some();
+        let batch = StepBatch {
+            token_ids: (0..num_users as u32).collect(),
+            sequences,
+            logit_rows: (0..num_users).collect(),
+            choices,
+        };
+        self.runner.forward(&batch, &mut self.out).unwrap();
+        let vocab = self.runner.config().vocab_size;
+        let (logits, ids) = if chosen { (0, num_users) } else { (num_users * vocab, 0) };
+        assert_eq!((self.out.logits.len(), self.out.token_ids.len()), (logits, ids));
+    }
+
+    /// Tokens `first..first + count` of a prompt, and its last token's logits.
+    pub(crate) fn prefill(&mut self, first: usize, count: usize) {
+        let batch = StepBatch {
+            token_ids: vec![1; count],
+            sequences: vec![SequenceSlice {
+                first_row: 0,
+                num_tokens: count,
+                first_position: first,
+                block_table: (0..(first + count).div_ceil(BLOCK_SIZE) as u32).rev().collect(),
+            }],
+            logit_rows: vec![count - 1],
+            choices: None,
+        };
+        self.runner.forward(&batch, &mut self.out).unwrap();
+        assert_eq!(self.out.logits.len(), self.runner.config().vocab_size);
+    }
+
+    /// The logits of the last 64 tokens of a prompt of 128: what evaluation asks.
+    pub(crate) fn evaluate(&mut self) {
+        let batch = StepBatch {
+            token_ids: vec![1; 128],
+            sequences: vec![SequenceSlice {
+                first_row: 0,
+                num_tokens: 128,
+                first_position: 0,
+                block_table: vec![3, 2, 1, 0],
+            }],
+            logit_rows: (64..128).collect(),
+            choices: None,
+        };
+        self.runner.forward(&batch, &mut self.out).unwrap();
+        assert_eq!(self.out.logits.len(), 64 * self.runner.config().vocab_size);
+    }
+}
+
+/// Every kind of step; none makes a program the second time, whoever is in it.
+pub(crate) fn check(place: Place, size: Llama3Size) {
+    let _alone = devices::alone();
+    let mut model = Model::load(place, size, &family::config(size));
+    let all_kinds = |model: &mut Model, users: usize| {
+        let draw = Choice::Sampled { temperature: 0.7, top_k: 20, top_p: 0.9, seed: 5 };
+        model.decode(users, None);
+        model.decode(users, Some(vec![Choice::Greedy; users]));
+        let choices = (0..users).map(|user| if user % 2 == 0 { draw } else { Choice::Greedy });
+        model.decode(users, Some(choices.collect()));
+    };
+    all_kinds(&mut model, 1);
+    let decodes = model.num_programs();
+    for users in [8, 32, 1] {
+        all_kinds(&mut model, users);
+        assert_eq!(model.num_programs(), decodes, "{size} decode of {users} users");
+    }
+    let prompts = |model: &mut Model| {
+        model.prefill(0, 1);
+        model.prefill(0, 128);
+        model.prefill(0, 1000);
+        // 5000 tokens in chunks.
+        for (first, count) in [(0, 2048), (2048, 2048), (4096, 904)] {
+            model.prefill(first, count);
+        }
+        model.evaluate();
+    };
+    prompts(&mut model);
+    let all = model.num_programs();
+    prompts(&mut model);
+    assert_eq!(model.num_programs(), all, "{size} prompts");
+    println!("{size}: {decodes} programs of decodes, {all} in all");
+}

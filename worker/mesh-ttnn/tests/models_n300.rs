@@ -1,0 +1,35 @@
+//! Whole models on the mock devices of two chips, a row of whose cores hands out work.
+
+#[cfg(test)]
+#[path = "mock/devices.rs"]
+mod devices;
+#[cfg(test)]
+#[path = "mock/whole_models.rs"]
+mod whole_models;
+
+use llama::{Device, Llama3Size};
+use mesh_ttnn::python::Dispatch;
+use whole_models::{Place, check};
+
+const PLACE: Place =
+    Place { cluster: "n300", device: Device::N300, dispatch: Dispatch::Worker, grid_rows: 7 };
+
+#[test]
+fn llama_1b_runs() {
+    check(PLACE, Llama3Size::B1);
+}
+
+#[test]
+fn llama_3b_runs() {
+    check(PLACE, Llama3Size::B3);
+}
+
+#[test]
+fn llama_8b_runs() {
+    check(PLACE, Llama3Size::B8);
+}
+
+#[test]
+fn llama_11b_runs() {
+    check(PLACE, Llama3Size::B11);
+}

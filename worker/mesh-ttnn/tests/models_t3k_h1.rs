@@ -1,0 +1,40 @@
+//! Whole models on the mock devices of eight chips whose ethernet cores hand out work.
+
+#[cfg(test)]
+#[path = "mock/devices.rs"]
+mod devices;
+#[cfg(test)]
+#[path = "mock/whole_models.rs"]
+mod whole_models;
+
+use llama::{Device, Llama3Size};
+use mesh_ttnn::python::Dispatch;
+use whole_models::{Place, check};
+
+const PLACE: Place =
+    Place { cluster: "t3k-h1", device: Device::T3K, dispatch: Dispatch::Ethernet, grid_rows: 8 };
+
+#[test]
+fn llama_1b_runs() {
+    check(PLACE, Llama3Size::B1);
+}
+
+#[test]
+fn llama_3b_runs() {
+    check(PLACE, Llama3Size::B3);
+}
+
+#[test]
+fn llama_8b_runs() {
+    check(PLACE, Llama3Size::B8);
+}
+
+#[test]
+fn llama_11b_runs() {
+    check(PLACE, Llama3Size::B11);
+}
+
+#[test]
+fn llama_70b_runs() {
+    check(PLACE, Llama3Size::B70);
+}
