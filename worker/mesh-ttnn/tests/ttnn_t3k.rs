@@ -7,6 +7,9 @@ mod devices;
 #[cfg(test)]
 #[path = "mock/every_operation.rs"]
 mod every_operation;
+#[cfg(test)]
+#[path = "mock/tensors.rs"]
+mod tensors;
 
 use mesh_ttnn::python::Dispatch;
 use mesh_ttnn::spec::Grid;
@@ -14,7 +17,7 @@ use mesh_ttnn::spec::Grid;
 #[test]
 fn every_operation_passes_on_eight_chips() {
     let _alone = devices::alone();
-    let mut ops = devices::open("t3k-h1", 8, Dispatch::Ethernet);
+    let mut ops = tensors::open("t3k-h1", 8, Dispatch::Ethernet);
     assert_eq!(ops.grid(), Grid { x: 8, y: 8 });
     every_operation::check(&mut ops);
 }

@@ -74,8 +74,9 @@ pub(super) fn set_environment(
     };
     for (name, value) in [
         (KERNEL_CACHE, kernel_cache.as_str()),
-        // Else all of it goes to stdout, which belongs to this program.
-        ("TT_METAL_LOGGER_LEVEL", "FATAL"),
+        // Else it goes to stdout, which belongs to this program; what matters of
+        // it comes as an exception too.
+        ("TT_METAL_LOGGER_LEVEL", "OFF"),
         ("LOGURU_LEVEL", "ERROR"),
         ("TT_METAL_DISABLE_BACKTRACE", "1"),
         // Else a folder `generated` appears in the current one.

@@ -8,7 +8,7 @@ use mesh_ttnn::spec::{
     SdpaProgram,
 };
 
-use crate::devices::{
+use crate::tensors::{
     HIFI2, HIFI4, a_user_a_core, ids, integers, numbers, rows, tiles, tiles_in, width_sharded,
 };
 
