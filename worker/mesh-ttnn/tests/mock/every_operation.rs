@@ -91,6 +91,9 @@ fn norms_and_products(ops: &mut TtnnOps) {
     shape_is(ops, &product, [1, 1, USERS, 2 * WIDTH]);
     let gated = ops.silu_mul(&product, &product, BFP8, &width_sharded(8, 1, [32, 128])).unwrap();
     shape_is(ops, &gated, [1, 1, USERS, 2 * WIDTH]);
+    let beside = MemoryConfig::WidthShardedByOp;
+    let gated = ops.silu_mul(&product, &product, BFP8, &beside).unwrap();
+    shape_is(ops, &gated, [1, 1, USERS, 2 * WIDTH]);
     let sum = ops.add(&x, &normed, &residual).unwrap();
     shape_is(ops, &sum, [1, 1, USERS, WIDTH]);
 
