@@ -38,7 +38,8 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn load(place: Place, size: Llama3Size, config: &LlamaConfig) -> Self {
         let Place { cluster, device, dispatch, grid_rows } = place;
-        let ops = devices::open(cluster, device.num_chips(), dispatch);
+        let options = devices::options(cluster, device.num_chips(), dispatch);
+        let ops = TtnnOps::open(&options).unwrap();
         let chip = Chip { grid: ops.grid(), dram_banks: ops.num_dram_banks() };
         assert_eq!(chip, Chip { grid: Grid { x: 8, y: grid_rows }, dram_banks: 12 });
         let options = TtnnOptions {
