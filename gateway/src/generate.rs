@@ -185,6 +185,7 @@ impl Spine {
                     ignore_eos: request.ignore_eos(),
                     sampling: Arc::clone(request.sampling()),
                     seed: request.seed_of(i),
+                    any_draw: request.any_draw(),
                     logprobs: request.logprobs(),
                     prompt_logprobs: request.logprobs().filter(|_| request.echo()),
                     priority: request.priority(),

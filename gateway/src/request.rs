@@ -167,6 +167,7 @@ pub struct ValidRequest {
     min_tokens: u32,
     sampling: Arc<Sampling>,
     seed: u64,
+    any_draw: bool,
     stop: Vec<String>,
     stop_token_ids: Vec<u32>,
     n: u32,
@@ -221,6 +222,12 @@ impl ValidRequest {
     /// prompt gets the same answer alone as among others.
     pub fn seed_of(&self, i: u32) -> u64 {
         sampling::derived_seed(self.seed, i)
+    }
+
+    /// The client gave no seed, so that draws need not be reproducible: the
+    /// device may make them.
+    pub fn any_draw(&self) -> bool {
+        self.any_draw
     }
 
     /// Strings that end an answer.

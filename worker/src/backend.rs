@@ -146,7 +146,8 @@ pub fn load_model(
         kv_dtype: policy.kv_cache.to_string(),
         logits_dtype: description.logits_dtype.to_string(),
     };
-    let identity = Identity { model, device, limits, prefix_cache: config.prefix_cache };
+    let rules = description.rules;
+    let identity = Identity { model, device, limits, rules, prefix_cache: config.prefix_cache };
     let report = LoadReport { weight_cache: runner.weight_cache(), took: started.elapsed() };
     tracing::info!(weight_cache = %report.weight_cache, took = ?report.took, "loaded");
     Ok(LoadedModel { forward: Box::new(runner), identity, report })
@@ -163,6 +164,7 @@ pub fn start<F: Forward + 'static>(
 ) -> Result<Backend, WorkerError> {
     let limits = identity.limits;
     let max_num_seqs = limits.max_num_seqs as usize;
+    let rules = identity.rules;
     let options = EngineOptions {
         config: EngineConfig {
             max_num_seqs,
@@ -170,9 +172,9 @@ pub fn start<F: Forward + 'static>(
             max_model_len: limits.max_model_len as usize,
             num_kv_blocks: limits.num_kv_blocks as usize,
             kv_block_size: limits.kv_block_size as usize,
-            max_logit_rows: max_num_seqs.max(MAX_LOGIT_ROWS),
+            max_logit_rows: max_num_seqs.max(MAX_LOGIT_ROWS).max(rules.prefill_multiple),
             prefix_cache: identity.prefix_cache,
-            prefill_with_decode: true,
+            rules,
         },
         // All that the credits allow may arrive between two steps.
         max_waiting_seqs: max_num_seqs + waiting_seqs as usize,

@@ -12,7 +12,7 @@ use crate::identity::Identity;
 /// The answer to `Describe`.
 #[must_use]
 pub fn describe(identity: &Identity) -> wire::DescribeResponse {
-    let Identity { model, device, limits, prefix_cache } = identity.clone();
+    let Identity { model, device, limits, rules, prefix_cache } = identity.clone();
     let mut capabilities =
         vec![wire::Capability::Logprobs.into(), wire::Capability::PromptLogprobs.into()];
     if prefix_cache {
@@ -47,6 +47,19 @@ pub fn describe(identity: &Identity) -> wire::DescribeResponse {
             max_logprobs: limits.max_logprobs,
         }),
         capabilities,
+        step_rules: Some(step_rules(&rules)),
+    }
+}
+
+fn step_rules(rules: &mesh::StepRules) -> wire::StepRules {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    wire::StepRules {
+        mixes_prefill_with_decode: rules.mixes_prefill_with_decode,
+        max_prefill_seqs: rules.max_prefill_seqs.map(count),
+        decode_rows: rules.decode_rows.map(count),
+        prefill_multiple: count(rules.prefill_multiple),
+        max_prefill_chunk: rules.max_prefill_chunk.map(count),
+        chooses: rules.chooses,
     }
 }
 
@@ -172,6 +185,7 @@ pub(crate) mod testing {
                 kv_block_size: 16,
                 max_logprobs: 20,
             },
+            rules: mesh::StepRules::FREE,
             prefix_cache: true,
         }
     }
@@ -183,13 +197,17 @@ mod tests {
 
     #[test]
     fn describe_says_everything_that_is_known() {
-        let described = describe(&testing::identity());
+        let rules = mesh::StepRules { chooses: true, ..mesh::StepRules::FREE };
+        let described = describe(&Identity { rules, ..testing::identity() });
         assert_eq!(described.protocol_version, proto::PROTOCOL_VERSION);
         let device = described.device.unwrap();
         assert_eq!(device.mesh_shape, [1, 2]);
         assert_eq!((device.name.as_str(), device.simulates.as_str()), ("CPU", "N300"));
         assert_eq!(described.limits.unwrap().max_logprobs, 20);
         assert!(described.capabilities.contains(&wire::Capability::PrefixCache.into()));
+        let rules = described.step_rules.unwrap();
+        assert!(rules.mixes_prefill_with_decode && rules.chooses);
+        assert_eq!((rules.prefill_multiple, rules.decode_rows), (1, None));
         let without = Identity { prefix_cache: false, ..testing::identity() };
         let capabilities = describe(&without).capabilities;
         assert!(!capabilities.contains(&wire::Capability::PrefixCache.into()));

@@ -6,6 +6,8 @@
 
 pub mod batch;
 pub mod blocks;
+mod choice;
+mod chunk;
 mod clients;
 mod handle;
 mod plan;

@@ -65,6 +65,8 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// Random numbers are a function of (seed, index in the answer) alone.
     pub seed: u64,
+    /// Unless any draw will do: then the mesh may make it.
+    pub any_draw: bool,
 }
 
 impl Default for Sampling {
@@ -79,6 +81,7 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             logit_bias: Vec::new(),
             seed: 0,
+            any_draw: false,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::{BufReader, Read as _};
 use std::path::Path;
 
 use common::model::ModelFiles;
+use mesh::StepRules;
 use serde_json::Value as Json;
 
 /// Llama 3's own ends of a turn, which Meta's `tokenizer.model` does not state:
@@ -23,6 +24,8 @@ pub struct Identity {
     pub device: DeviceIdentity,
     /// What fits.
     pub limits: Limits,
+    /// What the mesh asks of steps.
+    pub rules: StepRules,
     /// Whether blocks are found again by content.
     pub prefix_cache: bool,
 }

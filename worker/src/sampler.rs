@@ -48,6 +48,11 @@ impl TokenCounts {
         counts
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.generated.is_empty() && self.prompt.is_empty()
+    }
+
     /// One more token of the answer.
     pub fn add_generated(&mut self, token_id: u32) {
         if self.track {

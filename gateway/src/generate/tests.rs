@@ -352,3 +352,23 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     assert_eq!(collect(stream).await.unwrap().usage.completion_tokens, 500);
     harness.finish().await;
 }
+
+#[tokio::test]
+async fn workers_learn_whether_draws_must_be_reproducible() {
+    let harness = Harness::start(vec![Script::default()]).await;
+    harness.answer(request(2)).await.unwrap();
+    harness.answer(GenerateRequest { seed: None, ..request(2) }).await.unwrap();
+    let any_draw = harness.workers[0]
+        .wait_for(
+            |log| log.admits.len() == 2,
+            |log| {
+                let sampling = |admit: &proto::v1::Admit| {
+                    admit.generation.as_ref().unwrap().sampling.clone().unwrap().any_draw
+                };
+                log.admits.iter().map(sampling).collect::<Vec<_>>()
+            },
+        )
+        .await;
+    assert_eq!(any_draw, [false, true]);
+    harness.finish().await;
+}

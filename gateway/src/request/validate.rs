@@ -54,6 +54,7 @@ pub(super) fn validate(request: GenerateRequest, limits: &RequestLimits) -> Chec
         max_tokens,
         min_tokens,
         sampling: Arc::new(sampling),
+        any_draw: request.seed.is_none(),
         seed: request.seed.map_or_else(sampling::random_seed, |seed| seed as u64),
         stop: request.stop,
         stop_token_ids,

@@ -40,6 +40,8 @@ pub struct SequenceSpec {
     pub sampling: Arc<Sampling>,
     /// Of the random numbers.
     pub seed: u64,
+    /// The client gave no seed: any draw will do.
+    pub any_draw: bool,
     /// Alternatives beside each token.
     pub logprobs: Option<u32>,
     /// Alternatives beside each prompt token but the first.

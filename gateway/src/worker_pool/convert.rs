@@ -79,6 +79,7 @@ pub fn admit(assignment: Assignment, epoch: u32) -> v1::Admit {
                 .map(|&(token_id, bias)| v1::LogitBias { token_id, bias })
                 .collect(),
             seed: spec.seed,
+            any_draw: spec.any_draw,
         }),
         logprobs: spec.logprobs,
         prompt_logprobs: spec.prompt_logprobs.filter(|_| wants_prompt_logprobs),

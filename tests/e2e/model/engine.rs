@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use integration_tests::golden::Golden;
 use llama::{Checkpoint, DTypePolicy, LoadOptions, Optimizations, Runner};
+use mesh::StepRules;
 use mesh_cpu::CpuMesh;
 use worker::engine::{Client, ClientLimits, Engine, EngineConfig, EngineHandle, EngineOptions};
 use worker::generation::{Event, FinishReason, Generation, Sampling, SequenceId};
@@ -45,7 +46,7 @@ fn engine(setup: Setup) -> EngineHandle {
         kv_block_size: BLOCK_SIZE,
         max_logit_rows: 64,
         prefix_cache: setup.prefix_cache,
-        prefill_with_decode: true,
+        rules: StepRules::FREE,
     };
     let limits = ClientLimits {
         channel_capacity: 64,

@@ -160,6 +160,7 @@ fn sampling(wire: wire::Sampling, vocab_size: u32) -> Result<Sampling, Refusal> 
         )?,
         logit_bias: logit_bias(wire.logit_bias, vocab_size)?,
         seed: wire.seed,
+        any_draw: wire.any_draw,
     })
 }
 

@@ -5,7 +5,7 @@
 //! shared and written, read before it was written, given to two) shows as
 //! other tokens than [`answer`]'s, which knows no blocks.
 
-use mesh::{MeshError, StepBatch, StepOutput};
+use mesh::{Choice, MeshError, StepBatch, StepOutput};
 
 use super::step::Forward;
 use crate::generation::{FinishReason, Generation};
@@ -29,6 +29,8 @@ pub(crate) struct FakeModel {
     pub(crate) nan_after: Option<u32>,
     /// The device fails at this step.
     pub(crate) fails_at: Option<u64>,
+    /// Tokens chosen here instead of by the host.
+    pub(crate) num_chosen: u64,
 }
 
 impl FakeModel {
@@ -40,6 +42,7 @@ impl FakeModel {
             poison_token: None,
             nan_after: None,
             fails_at: None,
+            num_chosen: 0,
         }
     }
 
@@ -97,10 +100,15 @@ impl Forward for FakeModel {
         if let Some(token) = self.poison_token {
             assert!(!batch.token_ids.contains(&token), "poisoned token");
         }
-        for &row in &batch.logit_rows {
+        for (idx, &row) in batch.logit_rows.iter().enumerate() {
             let slice = batch.sequences.iter().rfind(|slice| slice.first_row <= row).unwrap();
             let position = slice.first_position + row - slice.first_row;
             let visible = self.visible(&slice.block_table, position);
+            if let Some(choices) = &batch.choices {
+                self.num_chosen += 1;
+                out.token_ids.push(chosen_after(&visible, &choices[idx]));
+                continue;
+            }
             let start = logits.len();
             logits.extend(logits_after(&visible));
             if self.nan_after == Some(visible[0]) {
@@ -125,6 +133,27 @@ pub(crate) fn logits_after(tokens: &[u32]) -> [f32; VOCAB_SIZE] {
         hash = hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (hash >> 40) as f32 / (1u64 << 24) as f32 * 6.0
     })
+}
+
+/// Ids by falling logit, the lowest first on a tie.
+pub(crate) fn by_logit(tokens: &[u32]) -> Vec<u32> {
+    let logits = logits_after(tokens);
+    let mut ids: Vec<u32> = (0..VOCAB_SIZE as u32).collect();
+    ids.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+    ids
+}
+
+/// What the fake mesh chooses: never what the host would have drawn.
+fn chosen_after(tokens: &[u32], choice: &Choice) -> u32 {
+    let ids = by_logit(tokens);
+    match *choice {
+        Choice::Greedy => ids[0],
+        Choice::Sampled { temperature, top_k, top_p, seed } => {
+            assert!(temperature > 0.0 && top_p > 0.0);
+            assert!((1..=mesh::MAX_CANDIDATES).contains(&top_k));
+            ids[(seed % u64::from(top_k)) as usize]
+        }
+    }
 }
 
 /// What a generation must come to, without an engine.

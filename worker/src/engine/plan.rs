@@ -2,7 +2,9 @@
 //!
 //! Every decode gets its row in every step; what is left of the token budget
 //! goes to prefill chunks, in order of rank (priority, then age), so a long
-//! prompt costs the others a bounded step, never a wait.
+//! prompt costs the others a bounded step, never a wait. A mesh may ask for less
+//! freedom ([`mesh::StepRules`]): steps of one kind, which then alternate; few
+//! prompts at a time; chunks that begin at round positions.
 //!
 //! Progress: blocks for a whole context are taken at admission, so only decodes
 //! ask for more; a decode that finds none takes them from a lower rank, or
@@ -13,14 +15,24 @@ use std::time::Instant;
 
 use super::batch::{Chunk, StepPlan};
 use super::blocks::BlockTable;
+use super::chunk::{self, ChunkLimits};
 use super::sequence::{Rank, Sequence};
 use super::state::EngineState;
 use crate::generation::{Event, FinishReason};
+
+/// Prefills ahead of a sequence.
+#[derive(Debug)]
+struct Backlog {
+    sequences: usize,
+    tokens: usize,
+}
 
 /// What is left of a step.
 #[derive(Debug)]
 struct Budget {
     prefill_tokens: usize,
+    /// Sequences that may still prefill.
+    prefill_seqs: usize,
     logit_rows: usize,
     prefills: bool,
     decodes: bool,
@@ -40,6 +52,7 @@ impl EngineState {
             plan = self.plan_within(&mut budget, now);
         }
         self.last_was_prefill = plan.prefill_tokens > 0;
+        plan.batch.choices = self.choices(&plan);
         plan
     }
 
@@ -82,18 +95,24 @@ impl EngineState {
 
     fn prefill_budget(&self) -> usize {
         let tokens = self.config.max_num_batched_tokens;
-        if self.config.prefill_with_decode { tokens - self.num_decodes() } else { tokens }
+        let mixes = self.config.rules.mixes_prefill_with_decode;
+        if mixes { tokens - self.num_decodes() } else { tokens }
+    }
+
+    fn max_prefill_seqs(&self) -> usize {
+        self.config.rules.max_prefill_seqs.unwrap_or(usize::MAX)
     }
 
     fn budget(&self) -> Budget {
         let mut budget = Budget {
             prefill_tokens: self.prefill_budget(),
+            prefill_seqs: self.max_prefill_seqs(),
             logit_rows: self.config.max_logit_rows,
             prefills: true,
             decodes: true,
         };
         let num_decodes = self.num_decodes();
-        if !self.config.prefill_with_decode {
+        if !self.config.rules.mixes_prefill_with_decode {
             let prefill = |rank: &Rank| !self.is_paused(*rank) && !self.sequence(*rank).is_decode();
             let any_prefill = self.running.iter().any(prefill);
             budget.decodes = num_decodes > 0 && (self.last_was_prefill || !any_prefill);
@@ -114,20 +133,25 @@ impl EngineState {
             let Some(rank) = head else { return };
             // No sooner than it would get tokens: until then it would only
             // hold blocks, and may yet find more of its prompt in the cache.
-            if self.prefill_backlog(rank) >= self.prefill_budget() || !self.try_admit(rank) {
+            let Backlog { sequences, tokens } = self.prefill_backlog(rank);
+            let is_next = sequences < self.max_prefill_seqs() && tokens < self.prefill_budget();
+            if !is_next || !self.try_admit(rank) {
                 return;
             }
         }
     }
 
-    /// Prefill tokens that come before those of `rank`.
-    fn prefill_backlog(&self, rank: Rank) -> usize {
-        let before = self.running.range(..rank).filter(|before| !self.is_paused(**before));
-        before
-            .map(|before| self.sequence(*before))
-            .filter(|sequence| !sequence.is_decode())
-            .map(Sequence::num_uncomputed)
-            .sum()
+    /// Prefills that come before that of `rank`.
+    fn prefill_backlog(&self, rank: Rank) -> Backlog {
+        let mut backlog = Backlog { sequences: 0, tokens: 0 };
+        for before in self.running.range(..rank).filter(|before| !self.is_paused(**before)) {
+            let sequence = self.sequence(*before);
+            if !sequence.is_decode() {
+                backlog.sequences += 1;
+                backlog.tokens += sequence.num_uncomputed();
+            }
+        }
+        backlog
     }
 
     /// Gives the sequence a place and blocks for its whole context, from lower
@@ -152,9 +176,10 @@ impl EngineState {
         true
     }
 
-    /// The part of the context that is in the cache. Never all of it: the last
-    /// token's logits must be computed.
+    /// The part of the context that is in the cache, as far as the mesh can go on
+    /// from it. Never all of it: the last token's logits must be computed.
     fn find_prefix(&mut self, rank: Rank) -> BlockTable {
+        let granularity = self.config.prefix_granularity();
         let block_size = self.config.kv_block_size;
         let sequence = self.sequences.get_mut(&rank.id).expect("ranked sequences exist");
         if !self.config.prefix_cache || sequence.first_prompt_logit().is_some() {
@@ -162,8 +187,19 @@ impl EngineState {
         }
         let max_blocks = (sequence.tokens.len() - 1) / block_size;
         let hashes = sequence.hashes(max_blocks, block_size, &self.hasher).to_vec();
-        let chunks = sequence.tokens.chunks_exact(block_size);
-        self.pool.acquire(&sequence.generation.cache_salt, &hashes, chunks)
+        let mut acquire = |num_blocks: usize| {
+            let chunks = sequence.tokens.chunks_exact(block_size);
+            self.pool.acquire(&sequence.generation.cache_salt, &hashes[..num_blocks], chunks)
+        };
+        let table = acquire(hashes.len());
+        let num_usable = table.num_known() - table.num_known() % granularity;
+        if num_usable == table.num_known() {
+            return table;
+        }
+        // The first blocks are held twice for a moment, lest they be forgotten.
+        let usable = acquire(num_usable);
+        self.pool.release(table);
+        usable
     }
 
     /// Running sequences of strictly lower priority to pre-empt so that a place
@@ -228,11 +264,7 @@ impl EngineState {
         let num_tokens = if is_decode {
             usize::from(budget.decodes)
         } else if budget.prefills {
-            let (num_tokens, logit_rows) =
-                chunk_within(sequence, budget.prefill_tokens, budget.logit_rows);
-            budget.prefill_tokens -= num_tokens;
-            budget.logit_rows -= logit_rows;
-            num_tokens
+            self.take_chunk(sequence, budget)
         } else {
             0
         };
@@ -248,11 +280,32 @@ impl EngineState {
             tokens: &sequence.tokens[first_position..end],
             first_position,
             block_table: sequence.table.blocks(),
-            prompt_logits: prompt_logits(sequence, end),
+            prompt_logits: chunk::prompt_logits(sequence, end),
             samples: end == sequence.tokens.len() && sequence.wants_token(),
         });
         let counted = if is_decode { &mut plan.decode_tokens } else { &mut plan.prefill_tokens };
         *counted += u32::try_from(num_tokens).expect("bounded by max_num_batched_tokens");
+    }
+
+    /// Tokens of the sequence's next chunk, taken from the budget.
+    fn take_chunk(&self, sequence: &Sequence, budget: &mut Budget) -> usize {
+        if budget.prefill_seqs == 0 {
+            return 0;
+        }
+        let chunk = chunk::within(
+            sequence,
+            &ChunkLimits {
+                max_tokens: budget.prefill_tokens,
+                max_logit_rows: budget.logit_rows,
+                rules: &self.config.rules,
+            },
+        );
+        if chunk.num_tokens > 0 {
+            budget.prefill_seqs -= 1;
+        }
+        budget.prefill_tokens -= chunk.num_tokens;
+        budget.logit_rows -= chunk.logit_rows;
+        chunk.num_tokens
     }
 
     /// Makes the table cover `num_tokens` more positions. False when a higher
@@ -276,32 +329,4 @@ impl EngineState {
             self.preempt(victim);
         }
     }
-}
-
-/// Positions of a chunk ending before `end` whose logits are wanted for the
-/// prompt; empty ranges start at the prompt's first.
-fn prompt_logits(sequence: &Sequence, end: usize) -> std::ops::Range<usize> {
-    let Some(first) = sequence.first_prompt_logit() else { return 0..0 };
-    let first = first.max(sequence.num_computed);
-    let end = end.min(sequence.generation.prompt_token_ids.len() - 1);
-    if first < end { first..end } else { 0..0 }
-}
-
-/// The longest chunk within a budget of tokens and rows of logits, and the rows
-/// that it takes.
-fn chunk_within(sequence: &Sequence, max_tokens: usize, max_rows: usize) -> (usize, usize) {
-    let start = sequence.num_computed;
-    let mut num_tokens = sequence.num_uncomputed().min(max_tokens);
-    if let Some(first) = sequence.first_prompt_logit() {
-        num_tokens = num_tokens.min(first.max(start) + max_rows - start);
-    }
-    let rows = |num_tokens: usize| {
-        let samples = num_tokens == sequence.num_uncomputed() && sequence.wants_token();
-        prompt_logits(sequence, start + num_tokens).len() + usize::from(samples)
-    };
-    // The last token's own row may be the one too many.
-    if num_tokens > 0 && rows(num_tokens) > max_rows {
-        num_tokens -= 1;
-    }
-    (num_tokens, if num_tokens == 0 { 0 } else { rows(num_tokens) })
 }

@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
+use mesh::StepRules;
+
 use super::batch::StepPlan;
 use super::blocks::{BlockHasher, BlockPool, CacheEvents, PublishedBlock};
 use super::sequence::{Rank, Sequence};
@@ -28,14 +30,15 @@ pub struct EngineConfig {
     pub num_kv_blocks: usize,
     /// Positions in a block.
     pub kv_block_size: usize,
-    /// Most rows of logits in one step; at least `max_num_seqs`. Bounds the
-    /// memory that prompt log-probabilities take.
+    /// Most rows of logits in one step; at least `max_num_seqs`, and as many as
+    /// the shortest chunk has tokens. Bounds the memory that prompt
+    /// log-probabilities take.
     pub max_logit_rows: usize,
     /// Find blocks again by content.
     pub prefix_cache: bool,
-    /// Whether the mesh runs prefill chunks and decodes in one step. If not,
-    /// steps of either kind alternate.
-    pub prefill_with_decode: bool,
+    /// What the mesh asks of its steps. Where prefill chunks and decodes may
+    /// not share a step, steps of either kind alternate.
+    pub rules: StepRules,
 }
 
 impl EngineConfig {
@@ -44,6 +47,27 @@ impl EngineConfig {
         let answer = generation.max_new_tokens as usize;
         let tokens = generation.prompt_token_ids.len().saturating_add(answer);
         tokens.min(self.max_model_len).div_ceil(self.kv_block_size)
+    }
+
+    /// The shortest chunk must fit beside all decodes that may come with it.
+    fn assert_rules_leave_room(&self) {
+        let StepRules { prefill_multiple, .. } = self.rules;
+        assert!(prefill_multiple > 0 && self.rules.max_prefill_seqs != Some(0));
+        assert!(self.rules.max_prefill_chunk.is_none_or(|most| most >= prefill_multiple));
+        assert!(self.rules.decode_rows.is_none_or(|rows| rows >= self.max_num_seqs));
+        let decodes = if self.rules.mixes_prefill_with_decode { self.max_num_seqs - 1 } else { 0 };
+        assert!(self.max_num_batched_tokens >= prefill_multiple + decodes);
+        assert!(self.max_logit_rows >= prefill_multiple + decodes);
+    }
+
+    /// Blocks after which a prompt found in the cache may go on: a chunk begins
+    /// at a multiple of both the block and `prefill_multiple`.
+    pub(super) fn prefix_granularity(&self) -> usize {
+        let (mut a, mut b) = (self.kv_block_size, self.rules.prefill_multiple);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        self.rules.prefill_multiple / a
     }
 }
 
@@ -106,13 +130,15 @@ impl EngineState {
     /// Nothing to do yet.
     ///
     /// # Panics
-    /// When a limit is zero, or a step has no room for one token and one row of
-    /// logits of every resident sequence.
+    /// When a limit is zero, when a step has no room for one token and one row of
+    /// logits of every resident sequence, or when the mesh's rules leave no room
+    /// for a chunk of a prompt or for the decodes.
     pub fn new(config: EngineConfig, hasher: BlockHasher) -> Self {
         assert!(config.max_num_seqs > 0 && config.max_model_len > 0 && config.kv_block_size > 0);
         assert!(config.num_kv_blocks > 0);
         assert!(config.max_num_batched_tokens >= config.max_num_seqs);
         assert!(config.max_logit_rows >= config.max_num_seqs);
+        config.assert_rules_leave_room();
         Self {
             config,
             hasher,

@@ -4,7 +4,7 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mesh::{MeshError, StepBatch, StepOutput};
+use mesh::{MeshError, StepBatch, StepOutput, StepRules};
 use tracing::Span;
 
 use super::fake::{FakeModel, VOCAB_SIZE, answer};
@@ -21,7 +21,7 @@ pub(super) fn options() -> EngineOptions {
             kv_block_size: 4,
             max_logit_rows: 16,
             prefix_cache: true,
-            prefill_with_decode: true,
+            rules: StepRules::FREE,
         },
         max_waiting_seqs: 8,
         client_limits: ClientLimits {

@@ -22,6 +22,7 @@ fn spec(prompt: usize, max_new_tokens: u32, priority: i32) -> SequenceSpec {
         ignore_eos: false,
         sampling: Arc::default(),
         seed: 0,
+        any_draw: false,
         logprobs: None,
         prompt_logprobs: None,
         priority,

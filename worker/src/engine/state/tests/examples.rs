@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use mesh::StepRules;
+
 use super::*;
 use crate::generation::Sampling;
 
-fn roomy() -> EngineConfig {
+pub(super) fn roomy() -> EngineConfig {
     EngineConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 8,
@@ -14,7 +16,7 @@ fn roomy() -> EngineConfig {
         kv_block_size: 4,
         max_logit_rows: 8,
         prefix_cache: true,
-        prefill_with_decode: true,
+        rules: StepRules::FREE,
     }
 }
 
@@ -22,7 +24,7 @@ fn rig(config: EngineConfig) -> Rig {
     Rig::new(config, BlockHasher::new([0; 32]))
 }
 
-fn request(num_prompt: u32, max_new_tokens: u32) -> Generation {
+pub(super) fn request(num_prompt: u32, max_new_tokens: u32) -> Generation {
     Generation {
         prompt_token_ids: (0..num_prompt).map(|i| (i * 7 + num_prompt) % 24).collect(),
         resume_token_ids: vec![],
@@ -57,15 +59,16 @@ fn a_resumed_answer_goes_on_as_if_unbroken_at_every_cut() {
 
 #[test]
 fn a_long_prompt_delays_no_decode() {
-    for prefill_with_decode in [true, false] {
-        let mut rig = rig(EngineConfig { prefill_with_decode, ..roomy() });
+    for mixes_prefill_with_decode in [true, false] {
+        let rules = StepRules { mixes_prefill_with_decode, ..StepRules::FREE };
+        let mut rig = rig(EngineConfig { rules, ..roomy() });
         let short = rig.submit(0, request(2, 30));
         rig.step();
         let long = rig.submit(0, request(50, 1));
         let mut last = rig.heard[&short].tokens.len();
         while rig.heard.get(&long).is_none_or(|heard| heard.tokens.is_empty()) {
             rig.step();
-            if !prefill_with_decode {
+            if !mixes_prefill_with_decode {
                 rig.step();
             }
             let now = rig.heard[&short].tokens.len();
@@ -253,7 +256,7 @@ fn alternating_steps_go_on_when_every_decode_waits_for_blocks() {
         max_model_len: 20,
         num_kv_blocks: 20,
         kv_block_size: 1,
-        prefill_with_decode: false,
+        rules: StepRules { mixes_prefill_with_decode: false, ..StepRules::FREE },
         ..roomy()
     };
     let mut rig = rig(config);
@@ -262,6 +265,41 @@ fn alternating_steps_go_on_when_every_decode_waits_for_blocks() {
     let long = Generation { priority: 1, ..request(16, 2) };
     rig.submit(0, long);
     // Asserts that no plan is empty.
+    rig.run_to_end();
+    rig.verify();
+}
+
+#[test]
+fn a_cache_hit_is_cut_down_to_where_a_chunk_may_begin() {
+    let rules = StepRules { prefill_multiple: 6, ..StepRules::FREE };
+    let config = EngineConfig { rules, max_num_batched_tokens: 24, max_logit_rows: 16, ..roomy() };
+    let mut rig = rig(config);
+    rig.submit(0, request(23, 2));
+    rig.run_to_end();
+    let before = rig.state.totals.cached_tokens;
+    rig.submit(0, request(23, 2));
+    rig.run_to_end();
+    rig.verify();
+    // Five whole blocks of 4 are known; chunks begin at multiples of 12 tokens.
+    assert_eq!(rig.state.totals.cached_tokens - before, 12);
+}
+
+#[test]
+fn one_prompt_a_step_leaves_the_next_waiting_without_blocks() {
+    let rules = StepRules {
+        mixes_prefill_with_decode: false,
+        max_prefill_seqs: Some(1),
+        ..StepRules::FREE
+    };
+    let mut rig = rig(EngineConfig { rules, ..roomy() });
+    let ids: Vec<_> = (0..3).map(|_| rig.submit(0, request(3, 8))).collect();
+    rig.step();
+    assert_eq!((rig.state.load().running, rig.state.load().waiting), (1, 2));
+    rig.step();
+    // A decode in between, and the second prompt.
+    rig.step();
+    assert_eq!(rig.heard[&ids[0]].tokens.len(), 2);
+    assert_eq!(rig.heard[&ids[1]].tokens.len(), 1);
     rig.run_to_end();
     rig.verify();
 }
