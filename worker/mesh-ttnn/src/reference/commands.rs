@@ -4,6 +4,10 @@
 //! recorded command makes hold nothing until the trace is executed, which writes
 //! them in place. What the device cannot record is refused: transfers to and from
 //! the host, and programs that were never run before and so are not compiled.
+//!
+//! A trace writes where its tensors were when it was recorded, also when their
+//! memory has been given to others since. So what is allocated after a trace and
+//! still there when it is executed is lost: the package only warns of that.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Debug, Write as _};
@@ -12,7 +16,7 @@ use std::sync::Arc;
 use super::placement::Floor;
 use super::refusal::Op;
 use super::rounding::stored;
-use super::tensor::{Chips, Data, Tensor, TensorSpec, Values};
+use super::tensor::{Chips, Data, Tensor, TensorSpec, Values, WeakTensor};
 use crate::ops::{ProgramCounts, Result, TraceId};
 
 /// One operation over tensors that are allocated.
@@ -33,8 +37,19 @@ pub(super) struct Commands {
     programs: HashSet<String>,
     log: Vec<String>,
     recording: Option<(TraceId, Vec<Command>)>,
-    traces: BTreeMap<u32, Vec<Command>>,
+    traces: BTreeMap<u32, Trace>,
     next_trace: u32,
+    /// Tensors that were allocated while there were traces, oldest first, by how
+    /// many had been allocated before.
+    young: Vec<(u64, WeakTensor)>,
+    num_allocated: u64,
+}
+
+/// What was recorded.
+struct Trace {
+    commands: Vec<Command>,
+    /// How many tensors had been allocated when it was complete.
+    num_allocated: u64,
 }
 
 impl Commands {
@@ -47,7 +62,20 @@ impl Commands {
             recording: None,
             traces: BTreeMap::new(),
             next_trace: 0,
+            young: Vec::new(),
+            num_allocated: 0,
         }
+    }
+
+    /// Memory that nothing was written to yet.
+    pub(super) fn allocate(&mut self, op: Op, spec: TensorSpec) -> Result<Tensor> {
+        self.floor.check(op, &spec)?;
+        let tensor = Tensor::allocate(spec);
+        self.num_allocated += 1;
+        if !self.traces.is_empty() {
+            self.young.push((self.num_allocated, tensor.downgrade()));
+        }
+        Ok(tensor)
     }
 
     /// The same operation on every chip, of what that chip holds.
@@ -88,12 +116,14 @@ impl Commands {
         outputs: [TensorSpec; N],
         compute: impl Fn(&[Chips]) -> Result<[Chips; N]> + Send + 'static,
     ) -> Result<[Tensor; N]> {
-        for spec in &outputs {
-            self.floor.check(call.op, spec)?;
-        }
         let op = call.op;
+        let mut results = Vec::with_capacity(N);
+        for spec in outputs {
+            results.push(self.allocate(op, spec)?);
+        }
         let inputs: Vec<Tensor> = call.inputs.iter().map(|input| (*input).clone()).collect();
-        let results = outputs.map(Tensor::allocate);
+        let mut results = results.into_iter();
+        let results = outputs.map(|_| results.next().expect("as many results as specs"));
         let written = results.clone();
         let command = move || {
             let inputs: Vec<Chips> =
@@ -185,7 +215,8 @@ impl Commands {
         self.log(op);
         match self.recording.take() {
             Some((recorded, commands)) if recorded == trace => {
-                self.traces.insert(trace.0, commands);
+                let num_allocated = self.num_allocated;
+                self.traces.insert(trace.0, Trace { commands, num_allocated });
                 Ok(())
             }
             recording => {
@@ -202,9 +233,13 @@ impl Commands {
     pub(super) fn execute_trace(&mut self, trace: TraceId) -> Result<()> {
         let op = Op("execute_trace");
         self.host_access(op)?;
-        let commands = self.traces.get(&trace.0);
-        let commands = commands.ok_or_else(|| op.refusal("a trace that was captured", trace.0))?;
-        commands.iter().try_for_each(|command| command())
+        let captured = self.traces.get(&trace.0);
+        let captured = captured.ok_or_else(|| op.refusal("a trace that was captured", trace.0))?;
+        self.young.retain(|(_, tensor)| tensor.is_alive());
+        for (_, tensor) in self.young.iter().filter(|(age, _)| *age > captured.num_allocated) {
+            tensor.overwrite();
+        }
+        captured.commands.iter().try_for_each(|command| command())
     }
 
     pub(super) fn release_trace(&mut self, trace: TraceId) -> Result<()> {

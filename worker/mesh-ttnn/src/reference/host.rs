@@ -120,9 +120,8 @@ pub(super) fn zeros(commands: &mut Commands, spec: TensorSpec) -> Result<Tensor>
     place(commands, op, spec, chips)
 }
 
-fn place(commands: &Commands, op: Op, spec: TensorSpec, chips: Chips) -> Result<Tensor> {
-    commands.floor.check(op, &spec)?;
-    let tensor = Tensor::allocate(spec);
+fn place(commands: &mut Commands, op: Op, spec: TensorSpec, chips: Chips) -> Result<Tensor> {
+    let tensor = commands.allocate(op, spec)?;
     tensor.store(chips);
     Ok(tensor)
 }

@@ -1,9 +1,10 @@
 //! Tensors of the simulated chips and of the host.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use kernels::PackedMatrix;
+use mesh::MeshError;
 
 use super::refusal::Op;
 use crate::ops::Result;
@@ -147,14 +148,38 @@ pub struct Tensor(Arc<Memory>);
 
 struct Memory {
     spec: TensorSpec,
-    /// None until the command that makes it has run: a recorded one has not.
-    chips: Mutex<Option<Chips>>,
+    chips: Mutex<Content>,
+}
+
+/// What memory holds, or why nothing can be said of it.
+type Content = std::result::Result<Chips, &'static str>;
+
+/// Of memory whose command was recorded.
+const NEVER_RUN: &str = "whose command was recorded but never run";
+/// Of memory that a trace knows nothing of.
+const OVERWRITTEN: &str = "that was allocated after a trace, whose execution may overwrite it";
+
+/// Memory, as long as someone has a handle of it.
+pub(super) struct WeakTensor(Weak<Memory>);
+
+impl WeakTensor {
+    /// Whether anyone has a handle.
+    pub(super) fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Loses what it holds.
+    pub(super) fn overwrite(&self) {
+        if let Some(memory) = self.0.upgrade() {
+            *Tensor(memory).lock() = Err(OVERWRITTEN);
+        }
+    }
 }
 
 impl Tensor {
     /// Memory that nothing was written to yet.
     pub(super) fn allocate(spec: TensorSpec) -> Self {
-        Self(Arc::new(Memory { spec, chips: Mutex::new(None) }))
+        Self(Arc::new(Memory { spec, chips: Mutex::new(Err(NEVER_RUN)) }))
     }
 
     /// Shape, element type, layout and place.
@@ -165,12 +190,11 @@ impl Tensor {
 
     /// What every chip holds now.
     pub(super) fn chips(&self, op: Op) -> Result<Chips> {
-        let chips = self.lock().clone();
-        chips.ok_or_else(|| op.refusal("operands that were computed", self.unwritten()))
+        self.lock().clone().map_err(|why| self.lost(op, why))
     }
 
     pub(super) fn store(&self, chips: Chips) {
-        *self.lock() = Some(chips);
+        *self.lock() = Ok(chips);
     }
 
     /// Changes what every chip holds.
@@ -180,18 +204,20 @@ impl Tensor {
         mut change: impl FnMut(usize, &mut Values) -> Result<()>,
     ) -> Result<()> {
         let mut chips = self.lock();
-        let Some(chips) = chips.as_mut() else {
-            return Err(op.refusal("memory that was written", self.unwritten()));
-        };
+        let chips = chips.as_mut().map_err(|why| self.lost(op, why))?;
         chips.iter_mut().enumerate().try_for_each(|(c, chip)| change(c, Arc::make_mut(chip)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Chips>> {
+    fn lock(&self) -> MutexGuard<'_, Content> {
         self.0.chips.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unwritten(&self) -> String {
-        format!("{:?} whose command was recorded but never run", self.0.spec.shape)
+    fn lost(&self, op: Op, why: &str) -> MeshError {
+        op.refusal("operands that were computed", format_args!("{:?} {why}", self.0.spec.shape))
+    }
+
+    pub(super) fn downgrade(&self) -> WeakTensor {
+        WeakTensor(Arc::downgrade(&self.0))
     }
 }
 

@@ -102,3 +102,29 @@ fn a_recorded_step_changes_nothing_until_it_is_executed() {
     expected[32..64].fill(2.0);
     assert_eq!(ops.read(&cache, 0).unwrap(), expected);
 }
+
+#[test]
+fn what_was_allocated_after_a_trace_does_not_outlive_its_execution() {
+    let mut ops = ReferenceOps::new(1);
+    let one = host_row(&mut ops, 1.0);
+    let x = ops.to_device(&one, &MemoryConfig::DRAM).unwrap();
+    let before = ops.add(&x, &x, &MemoryConfig::DRAM).unwrap();
+    let trace = ops.begin_trace().unwrap();
+    let result = ops.add(&x, &x, &MemoryConfig::DRAM).unwrap();
+    ops.end_trace(trace).unwrap();
+
+    let uploaded = ops.to_device(&one, &MemoryConfig::DRAM).unwrap();
+    let computed = ops.add(&x, &uploaded, &MemoryConfig::DRAM).unwrap();
+    assert_eq!(ops.read(&computed, 0).unwrap(), [2.0; 1024], "until the trace is executed");
+    ops.execute_trace(trace).unwrap();
+    for lost in [&uploaded, &computed] {
+        assert_refused(ops.read(lost, 0), &["allocated after a trace", "may overwrite it"]);
+    }
+    for kept in [&before, &result] {
+        assert_eq!(ops.read(kept, 0).unwrap(), [2.0; 1024]);
+    }
+    // Written anew, it is good until the next execution.
+    ops.write(&one, &uploaded).unwrap();
+    assert_eq!(ops.read(&uploaded, 0).unwrap(), [1.0; 1024]);
+    ops.release_trace(trace).unwrap();
+}
