@@ -153,7 +153,11 @@ impl TtnnOps {
             } else {
                 part
             };
-            let array = part.call_method0("to_numpy")?.call_method1("astype", (kind,))?;
+            let array = part.call_method0("to_numpy")?.call_method(
+                "astype",
+                (kind,),
+                Some(&keywords(py, [("copy", false)])?),
+            )?;
             PyBuffer::<T>::get(&array)?.to_vec(py)
         })
     }
