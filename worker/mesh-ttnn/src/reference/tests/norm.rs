@@ -124,3 +124,17 @@ fn a_gain_demands_rows_of_32() {
         &["statistics of shape [1, 1, 1, 64]"],
     );
 }
+
+#[test]
+fn epsilon_counts_where_a_row_is_small() {
+    let mut ops = ReferenceOps::new(1);
+    let (x, gain) = ([1.0 / 1024.0; 64], numbers(2, 64));
+    let tensor = Upload::tiles([1, 1, 1, 64], BF16).reals(&mut ops, &x);
+    let g = Upload::rows([1, 1, 2, 32], BF16).reals(&mut ops, &gain);
+    let whole = ops.rms_norm(&tensor, &g, &config(None, DRAM)).unwrap();
+    let statistics = ops.rms_norm_pre_all_gather(&tensor, COMPUTE).unwrap();
+    let halves = ops.rms_norm_post_all_gather(&tensor, &statistics, &g, EPS, COMPUTE).unwrap();
+    for y in [whole, halves] {
+        assert_close(&ops.read(&y, 0).unwrap(), formula(&x, &gain));
+    }
+}
