@@ -53,7 +53,8 @@ fn a_second_run_of_every_operation_compiles_nothing() {
     every_operation::check(&mut ops);
     let first = ops.program_counts();
     every_operation::check(&mut ops);
-    assert_eq!(ops.program_counts(), first);
+    // The folder of kernels may get more from other processes.
+    assert_eq!(ops.program_counts().programs, first.programs);
     assert!(first.programs > 20 && first.kernels > 20, "{first:?}");
 }
 
