@@ -9,7 +9,7 @@ mod whole_models;
 
 use llama::{Device, Llama3Size};
 use mesh_ttnn::python::Dispatch;
-use whole_models::{Place, check};
+use whole_models::{Place, check, check_memory, check_operations};
 
 const PLACE: Place =
     Place { cluster: "n150", device: Device::N150, dispatch: Dispatch::Ethernet, grid_rows: 8 };
@@ -32,4 +32,16 @@ fn llama_8b_runs() {
 #[test]
 fn llama_11b_runs() {
     check(PLACE, Llama3Size::B11);
+}
+
+#[test]
+fn a_decode_step_has_the_listed_operations() {
+    for size in [Llama3Size::B1, Llama3Size::B3, Llama3Size::B8] {
+        check_operations(PLACE, size);
+    }
+}
+
+#[test]
+fn memory_is_refused_before_it_runs_out() {
+    check_memory(PLACE, Llama3Size::B8);
 }

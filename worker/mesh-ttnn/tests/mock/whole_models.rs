@@ -1,9 +1,12 @@
 //! Whole models on mock devices: every operation of a step is checked by the
 //! package itself, with real sizes, layouts and memory.
 
+use std::path::Path;
+
 use llama::tiny::{family, hollow};
 use llama::{
-    Checkpoint, DTypePolicy, Device, Llama3Size, LlamaConfig, LoadOptions, Optimizations, Runner,
+    Checkpoint, DTypePolicy, Device, DevicePlan, Llama3Size, LlamaConfig, LoadError, LoadOptions,
+    Optimizations, Runner, Workload,
 };
 use mesh::{Choice, SequenceSlice, StepBatch, StepOutput};
 use mesh_ttnn::layout::Chip;
@@ -37,6 +40,16 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn load(place: Place, size: Llama3Size, config: &LlamaConfig) -> Self {
+        Self::try_load(place, size, config, NUM_BLOCKS).unwrap()
+    }
+
+    /// With a KV cache of that many blocks.
+    fn try_load(
+        place: Place,
+        size: Llama3Size,
+        config: &LlamaConfig,
+        kv_blocks: usize,
+    ) -> Result<Self, LoadError> {
         let Place { cluster, device, dispatch, grid_rows } = place;
         let options = devices::options(cluster, device.num_chips(), dispatch);
         let ops = TtnnOps::open(&options).unwrap();
@@ -55,12 +68,12 @@ impl Model {
         let load = LoadOptions {
             policy: DTypePolicy::choose(&family::config(size), Optimizations::Performance),
             max_model_len: MAX_MODEL_LEN,
-            kv_blocks: NUM_BLOCKS,
+            kv_blocks,
             kv_block_size: BLOCK_SIZE,
         };
         let mesh = TtnnMesh::new(ops, options);
-        let runner = Runner::load(mesh, &checkpoint, &load, &mut |_| {}).unwrap();
-        Self { runner, out: StepOutput::default() }
+        let runner = Runner::load(mesh, &checkpoint, &load, &mut |_| {})?;
+        Ok(Self { runner, out: StepOutput::default() })
     }
 
     pub(crate) fn ops(&mut self) -> &mut TtnnOps {
@@ -161,4 +174,81 @@ pub(crate) fn check(place: Place, size: Llama3Size) {
     prompts(&mut model);
     assert_eq!(model.num_programs(), all, "{size} prompts");
     println!("{size}: {decodes} programs of decodes, {all} in all");
+}
+
+/// The operations of one decode step of a single layer, on the chips, are those
+/// of the committed list: one reshard or copy more shows there.
+pub(crate) fn check_operations(place: Place, size: Llama3Size) {
+    let _alone = devices::alone();
+    let config = LlamaConfig { num_hidden_layers: 1, ..family::config(size) };
+    let mut model = Model::load(place, size, &config);
+    let draw = Choice::Sampled { temperature: 0.7, top_k: 20, top_p: 0.9, seed: 5 };
+    let mut found = String::new();
+    for (ending, choices) in
+        [("logits", None), ("greedy", Some(Choice::Greedy)), ("drawn", Some(draw))]
+    {
+        model.ops().begin_capture().unwrap();
+        model.decode(1, choices.map(|choice| vec![choice]));
+        let mut operations = model.ops().end_capture().unwrap();
+        operations.retain(|name| name.ends_with("DeviceOperation"));
+        found += &format!("# {ending}\n{}\n", operations.join("\n"));
+    }
+    let name = format!("{size}-{}.txt", place.device).to_lowercase().replace("llama ", "");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operations").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &found).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == expected, "{} is not the list any more:\n{found}", path.display());
+}
+
+/// What a plan says of a model with that many KV blocks.
+fn plan(place: Place, size: Llama3Size, kv_blocks: usize) -> DevicePlan {
+    let config = family::config(size);
+    let policy = DTypePolicy::choose(&config, Optimizations::Performance);
+    let workload = Workload {
+        max_model_len: MAX_MODEL_LEN,
+        kv_tokens: kv_blocks * BLOCK_SIZE,
+        kv_block_size: BLOCK_SIZE,
+        prefill_chunk: 2048,
+    };
+    DevicePlan::new(&config, place.device, policy, workload).unwrap()
+}
+
+/// Our arithmetic and the package's allocator agree on what a model takes, and
+/// ours refuses first.
+pub(crate) fn check_memory(place: Place, size: Llama3Size) {
+    let _alone = devices::alone();
+    let largest = largest_that_fits(place, size);
+    let planned = plan(place, size, largest);
+    let mut model = Model::try_load(place, size, &family::config(size), largest).unwrap();
+    let found = model.ops().dram_use().unwrap();
+    let taken = (found.num_banks * (found.total_bytes - found.free_bytes)) as u64;
+    let resident = planned.weight_bytes() + planned.cache_bytes();
+    println!(
+        "{size} {largest} blocks: planned {resident}, taken {taken}, {found:?}, activations {}",
+        planned.activation_bytes()
+    );
+    // The longest prompt of a step still has room.
+    model.prefill(0, 2048);
+    model.decode(32, None);
+    drop(model);
+    let mut blocks = largest;
+    while Model::try_load(place, size, &family::config(size), blocks).is_ok() {
+        blocks += largest / 50 + 1;
+    }
+    println!("allocator refuses {blocks}");
+}
+
+/// Most KV blocks that a plan does not refuse.
+fn largest_that_fits(place: Place, size: Llama3Size) -> usize {
+    let fits = |blocks: usize| plan(place, size, blocks).check(None).is_ok();
+    let (mut fitting, mut refused) = (1, 1 << 20);
+    assert!(fits(fitting) && !fits(refused));
+    while refused - fitting > 1 {
+        let middle = (fitting + refused) / 2;
+        if fits(middle) { fitting = middle } else { refused = middle }
+    }
+    fitting
 }
