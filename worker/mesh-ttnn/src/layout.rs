@@ -13,7 +13,7 @@ use crate::spec::{
 };
 use cores::{largest_divisor, largest_grid};
 
-pub use linear::{LinearShape, PrefillLinear};
+pub use linear::{LinearShape, PrefillLinear, WeightLayout};
 pub use prompt::{PREFILL_MULTIPLE, padded_prompt, prefill_lengths};
 
 /// Rows of a decode step: one tile, one user a row.
@@ -74,9 +74,17 @@ impl Chip {
         MemoryConfig::HeightSharded { grid, shard: [rows.next_multiple_of(TILE), head_dim] }
     }
 
+    /// Where a weight lies.
+    pub fn weight(&self, shape: LinearShape) -> MemoryConfig {
+        match shape.lies {
+            WeightLayout::Banks => self.banks(shape.k, shape.n),
+            WeightLayout::Interleaved => MemoryConfig::DRAM,
+        }
+    }
+
     /// A weight `[k, n]` with its columns over the banks of DRAM, padded so that
     /// every bank has whole tiles.
-    pub fn banks(&self, k: usize, n: usize) -> MemoryConfig {
+    fn banks(&self, k: usize, n: usize) -> MemoryConfig {
         let columns = n.next_multiple_of(TILE * self.dram_banks) / self.dram_banks;
         MemoryConfig::DramWidthSharded { banks: self.dram_banks, shard: [k, columns] }
     }

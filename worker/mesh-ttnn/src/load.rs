@@ -3,7 +3,7 @@
 
 use mesh::{DType, Matrix, MeshError};
 
-use crate::layout::LinearShape;
+use crate::layout::{LinearShape, WeightLayout};
 use crate::mesh::TtnnMesh;
 use crate::ops::Ops;
 use crate::spec::{DataType, HostMatrix, Layout, MemoryConfig, Shape, Spread, TILE};
@@ -32,17 +32,19 @@ impl Place {
     }
 }
 
-/// What a projection's results are stored as.
+/// How a column-parallel weight lies, and what its results are stored as.
 #[derive(Debug, Clone, Copy)]
-struct Results {
-    /// Of one row of tiles.
+struct Columns {
+    lies: WeightLayout,
+    /// Results of one row of tiles.
     decode: DataType,
-    /// Of a prompt.
+    /// Results of a prompt.
     prefill: DataType,
 }
 
-impl Results {
-    const BF16: Self = Self { decode: DataType::BFloat16, prefill: DataType::BFloat16 };
+impl Columns {
+    const BF16: Self =
+        Self { lies: WeightLayout::Banks, decode: DataType::BFloat16, prefill: DataType::BFloat16 };
 }
 
 impl<O: Ops> TtnnMesh<O> {
@@ -54,7 +56,12 @@ impl<O: Ops> TtnnMesh<O> {
     ) -> Result<Weight<O::Tensor>, MeshError> {
         let pieces = self.column_pieces(parts)?;
         let name = parts.iter().map(|part| part.name()).collect::<Vec<_>>().join("+");
-        Ok(Weight::Linear(vec![self.columns(&name, &pieces, dtype, Results::BF16)?]))
+        // On its own it is an output projection: its input is gathered, and few
+        // columns are left to each chip.
+        let alone = parts.len() == 1;
+        let lies = if alone { WeightLayout::Interleaved } else { WeightLayout::Banks };
+        let columns = Columns { lies, ..Columns::BF16 };
+        Ok(Weight::Linear(vec![self.columns(&name, &pieces, dtype, columns)?]))
     }
 
     /// Two matrices with the same input: their results meet value by value.
@@ -66,11 +73,11 @@ impl<O: Ops> TtnnMesh<O> {
     ) -> Result<Weight<O::Tensor>, MeshError> {
         let blocks = if dtype == DType::Bf16 { DataType::BFloat16 } else { DataType::BFloat8B };
         self.activation = blocks;
-        let results = Results { prefill: blocks, ..Results::BF16 };
+        let columns = Columns { prefill: blocks, ..Columns::BF16 };
         let mut matrices = Vec::with_capacity(2);
         for part in [gate, up] {
             let pieces = self.column_pieces(&[part])?;
-            matrices.push(self.columns(part.name(), &pieces, dtype, results)?);
+            matrices.push(self.columns(part.name(), &pieces, dtype, columns)?);
         }
         Ok(Weight::Linear(matrices))
     }
@@ -86,7 +93,7 @@ impl<O: Ops> TtnnMesh<O> {
         self.vocab_on_chip = on_chip;
         let logits = if dtype == DType::Bf16 { DType::Bf16 } else { DType::Bfp8 };
         self.set_logits_dtype(logits);
-        let results = Results { decode: logits.into(), prefill: logits.into() };
+        let columns = Columns { decode: logits.into(), prefill: logits.into(), ..Columns::BF16 };
         let num_slices = (1..=on_chip / TILE)
             .find(|&n| on_chip.is_multiple_of(n * TILE) && on_chip / n <= MAX_LM_HEAD)
             .expect("one tile is a slice");
@@ -100,7 +107,7 @@ impl<O: Ops> TtnnMesh<O> {
                 })
                 .collect();
             let name = format!("lm_head.{}.slice{slice}of{num_slices}", matrix.name());
-            slices.push(self.columns(&name, &pieces, dtype, results)?);
+            slices.push(self.columns(&name, &pieces, dtype, columns)?);
         }
         Ok(Weight::Linear(slices))
     }
@@ -119,9 +126,10 @@ impl<O: Ops> TtnnMesh<O> {
             n: matrix.rows(),
             weight: stored(matrix.name(), dtype)?,
             result: DataType::BFloat16,
+            lies: WeightLayout::Banks,
         };
         let make = || transposed(&pieces, dtype, Spread::Cut(K_AXIS));
-        let tensor = self.place(&key(matrix.name(), dtype), self.over_banks(shape), make)?;
+        let tensor = self.place(&key(matrix.name(), dtype), self.in_tiles(shape), make)?;
         Ok(Weight::Linear(vec![Linear { tensor, shape, prefill_result: DataType::BFloat16 }]))
     }
 
@@ -183,27 +191,28 @@ impl<O: Ops> TtnnMesh<O> {
         name: &str,
         pieces: &[Piece<'_>],
         dtype: DType,
-        results: Results,
+        columns: Columns,
     ) -> Result<Linear<O::Tensor>, MeshError> {
         let n: usize = pieces.iter().map(|piece| piece.rows.len()).sum();
         let shape = LinearShape {
             k: pieces[0].matrix.cols(),
             n: n / self.chips.count(),
             weight: stored(name, dtype)?,
-            result: results.decode,
+            result: columns.decode,
+            lies: columns.lies,
         };
         let make = || transposed(pieces, dtype, Spread::Cut(N_AXIS));
-        let tensor = self.place(&key(name, dtype), self.over_banks(shape), make)?;
-        Ok(Linear { tensor, shape, prefill_result: results.prefill })
+        let tensor = self.place(&key(name, dtype), self.in_tiles(shape), make)?;
+        Ok(Linear { tensor, shape, prefill_result: columns.prefill })
     }
 
-    /// A matrix over the banks of DRAM.
-    fn over_banks(&self, shape: LinearShape) -> Place {
+    /// A matrix in tiles.
+    fn in_tiles(&self, shape: LinearShape) -> Place {
         Place {
             shape: [1, 1, shape.k, shape.n],
             dtype: shape.weight,
             layout: Layout::Tile,
-            memory: self.chips.chip.banks(shape.k, shape.n),
+            memory: self.chips.chip.weight(shape),
         }
     }
 

@@ -128,6 +128,18 @@ pub enum MatmulProgram {
         /// Tiles of columns of a core.
         per_core_n: usize,
     },
+    /// `MatmulMultiCoreReuseMultiCast1DProgramConfig`: one row of tiles, each
+    /// core its columns of an interleaved weight.
+    Multicast1d {
+        /// Which cores; x's shards lie on them.
+        grid: Grid,
+        /// Tiles of K at a time.
+        in0_block_w: usize,
+        /// Tiles of columns that are computed at once; divides `per_core_n`.
+        out_subblock_w: usize,
+        /// Tiles of columns of a core.
+        per_core_n: usize,
+    },
     /// `MatmulMultiCoreReuseMultiCastProgramConfig`: rows over the rows of a
     /// grid, columns over its columns.
     Multicast2d {

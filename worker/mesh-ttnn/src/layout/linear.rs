@@ -34,26 +34,44 @@ pub struct LinearShape {
     pub weight: DataType,
     /// Format of the result.
     pub result: DataType,
+    /// Where the weight lies.
+    pub lies: WeightLayout,
+}
+
+/// How a weight lies in DRAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// Its columns over the banks: each is read by the core beside it.
+    Banks,
+    /// Tile by tile over the banks: no padding of few columns, and what a
+    /// product takes that gathers its input.
+    Interleaved,
 }
 
 impl Chip {
-    /// One row of tiles that lies as [`Chip::row`] of `k` says, times a weight
-    /// that lies as [`Chip::banks`] says.
+    /// One row of tiles that lies as [`Chip::row`] of `k` says, times a weight.
     pub fn decode_linear(&self, shape: LinearShape) -> LinearConfig {
-        let cores = self.row_grid(shape.k).num_cores();
-        // A core that reads a bank keeps three blocks of its columns in flight.
-        let bank_tiles = shape.n.div_ceil(TILE * self.dram_banks);
-        let block = 3 * bank_tiles * tile_bytes(shape.weight);
-        let max_block = (BANK_BYTES / block).clamp(1, MAX_BLOCK);
-        let program = MatmulProgram::DramSharded {
-            in0_block_w: largest_divisor(shape.k / TILE / cores, max_block),
-            per_core_n: shape.n.div_ceil(TILE).div_ceil(cores),
+        let grid = self.row_grid(shape.k);
+        let program = match shape.lies {
+            WeightLayout::Banks => self.bank_by_bank(shape, grid.num_cores()),
+            WeightLayout::Interleaved => one_row(shape, grid),
         };
         LinearConfig {
             program,
             compute: linear_compute(shape.weight),
             memory: MemoryConfig::WidthShardedByOp,
             dtype: shape.result,
+        }
+    }
+
+    fn bank_by_bank(&self, shape: LinearShape, cores: usize) -> MatmulProgram {
+        // A core that reads a bank keeps three blocks of its columns in flight.
+        let bank_tiles = shape.n.div_ceil(TILE * self.dram_banks);
+        let block = 3 * bank_tiles * tile_bytes(shape.weight);
+        let max_block = (BANK_BYTES / block).clamp(1, MAX_BLOCK);
+        MatmulProgram::DramSharded {
+            in0_block_w: largest_divisor(shape.k / TILE / cores, max_block),
+            per_core_n: shape.n.div_ceil(TILE).div_ceil(cores),
         }
     }
 
@@ -89,12 +107,10 @@ impl Chip {
         let grid_y = self.grid.y.min(row_tiles);
         let compute = linear_compute(shape.weight);
         let per_core_n = column_tiles.div_ceil(self.grid.x);
-        // A register file of 8 tiles, 4 in f32, for a subblock of one row.
-        let max_subblock = if compute.fp32_accumulate { 4 } else { 8 };
         let program = MatmulProgram::Multicast2d {
             grid: Grid { x: self.grid.x, y: grid_y },
             in0_block_w: largest_divisor(shape.k / TILE, max_block),
-            out_subblock_w: largest_divisor(per_core_n, max_subblock),
+            out_subblock_w: largest_divisor(per_core_n, max_subblock(shape.weight)),
             per_core_m: row_tiles.div_ceil(grid_y),
             per_core_n,
             fuse_batch: rows == at_once,
@@ -103,6 +119,23 @@ impl Chip {
         let config = LinearConfig { program, compute, memory, dtype: shape.result };
         PrefillLinear { rows: at_once, config }
     }
+}
+
+/// Each core its columns of an interleaved weight.
+fn one_row(shape: LinearShape, grid: Grid) -> MatmulProgram {
+    let cores = grid.num_cores();
+    let per_core_n = shape.n.div_ceil(TILE).div_ceil(cores);
+    MatmulProgram::Multicast1d {
+        grid,
+        in0_block_w: largest_divisor(shape.k / TILE / cores, MAX_BLOCK),
+        out_subblock_w: largest_divisor(per_core_n, max_subblock(shape.weight)),
+        per_core_n,
+    }
+}
+
+/// Tiles of a subblock of one row: a register file holds 8, or 4 in f32.
+fn max_subblock(weight: DataType) -> usize {
+    if linear_compute(weight).fp32_accumulate { 4 } else { 8 }
 }
 
 /// Bytes of the circular buffers of a 2D product on one core: both operands

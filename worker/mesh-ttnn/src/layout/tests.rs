@@ -44,8 +44,13 @@ fn everywhere(check: impl Fn(Chip, &str, [usize; 5], usize)) {
 fn a_decode_product_divides_over_its_cores() {
     everywhere(|chip, name, dims, num_chips| {
         for [k, n] in products(dims, num_chips) {
-            let shape =
-                LinearShape { k, n, weight: DataType::BFloat8B, result: DataType::BFloat16 };
+            let shape = LinearShape {
+                k,
+                n,
+                weight: DataType::BFloat8B,
+                result: DataType::BFloat16,
+                lies: WeightLayout::Banks,
+            };
             let MemoryConfig::WidthSharded { grid, shard: [rows, width] } = chip.row(k) else {
                 panic!("a row is width-sharded")
             };
@@ -64,6 +69,30 @@ fn a_decode_product_divides_over_its_cores() {
                 assert!((n / TILE).is_multiple_of(per_core_n), "{name} {k}x{n} on {num_chips}");
             }
         }
+    });
+}
+
+#[test]
+fn an_interleaved_weight_is_cut_over_the_cores_of_its_input() {
+    everywhere(|chip, name, [d, heads, _, hd, _], num_chips| {
+        let shape = LinearShape {
+            k: heads * hd,
+            n: d / num_chips,
+            weight: DataType::BFloat8B,
+            result: DataType::BFloat16,
+            lies: WeightLayout::Interleaved,
+        };
+        let config = chip.decode_linear(shape);
+        let MatmulProgram::Multicast1d { grid, in0_block_w, out_subblock_w, per_core_n } =
+            config.program
+        else {
+            panic!("an interleaved weight is read tile by tile")
+        };
+        let cores = grid.num_cores();
+        assert_eq!(per_core_n, shape.n.div_ceil(TILE).div_ceil(cores), "{name} on {num_chips}");
+        assert!((shape.k / TILE / cores).is_multiple_of(in0_block_w) && out_subblock_w <= 8);
+        assert!(per_core_n.is_multiple_of(out_subblock_w));
+        assert_eq!(chip.weight(shape), MemoryConfig::DRAM);
     });
 }
 
@@ -105,7 +134,8 @@ fn a_prompts_product_covers_rows_and_columns_and_fits() {
         for [k, n] in products(dims, num_chips) {
             for weight in [DataType::BFloat4B, DataType::BFloat8B, DataType::BFloat16] {
                 for rows in [64, 128, 256, 512, 1024, 2048, 4096, 6144] {
-                    let shape = LinearShape { k, n, weight, result: DataType::BFloat8B };
+                    let lies = WeightLayout::Banks;
+                    let shape = LinearShape { k, n, weight, result: DataType::BFloat8B, lies };
                     let PrefillLinear { rows: at_once, config } = chip.prefill_linear(shape, rows);
                     let what = format!("{name} {k}x{n} {weight:?} {rows} on {num_chips}");
                     assert!(rows.is_multiple_of(at_once) && at_once <= 2048, "{what}");

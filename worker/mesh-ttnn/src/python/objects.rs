@@ -120,6 +120,23 @@ impl<'py> Objects<'_, 'py> {
                 self.get("MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig")?
                     .call((), Some(&options))
             }
+            MatmulProgram::Multicast1d { grid, in0_block_w, out_subblock_w, per_core_n } => {
+                let options = keywords(
+                    self.py(),
+                    [
+                        ("in0_block_w", in0_block_w),
+                        ("out_subblock_h", 1),
+                        ("out_subblock_w", out_subblock_w),
+                        ("per_core_M", 1),
+                        ("per_core_N", per_core_n),
+                    ],
+                )?;
+                options.set_item("compute_with_storage_grid_size", self.grid(grid)?)?;
+                options.set_item("fuse_batch", true)?;
+                options.set_item("fused_activation", self.py().None())?;
+                options.set_item("mcast_in0", true)?;
+                self.get("MatmulMultiCoreReuseMultiCast1DProgramConfig")?.call((), Some(&options))
+            }
             MatmulProgram::Multicast2d {
                 grid,
                 in0_block_w,

@@ -11,7 +11,7 @@ use super::refusal::Op;
 use super::rounding::is_whole;
 use super::tensor::{Data, Tensor, TensorSpec, Values};
 use crate::ops::Result;
-use crate::spec::{DataType, Layout, LinearConfig, MatmulProgram, MemoryConfig, TILE};
+use crate::spec::{DataType, Grid, Layout, LinearConfig, MatmulProgram, MemoryConfig, TILE};
 
 const OP: Op = Op("linear");
 
@@ -26,6 +26,7 @@ pub(super) fn linear(
     OP.needs(!is_whole(config.dtype), "a result of reals", format_args!("{:?}", config.dtype))?;
     let memory = match config.program {
         MatmulProgram::DramSharded { .. } => product.check_dram_sharded(config)?,
+        MatmulProgram::Multicast1d { .. } => product.check_one_row(commands, config)?,
         MatmulProgram::Multicast2d { .. } => product.check_multicast(commands, config)?,
     };
     let mut spec = TensorSpec::tiles(x.spec().shape, config.dtype, memory);
@@ -119,14 +120,7 @@ impl Product {
         let MatmulProgram::DramSharded { in0_block_w, per_core_n } = config.program else {
             return Err(OP.refusal("a DRAM-sharded program", "another"));
         };
-        let MemoryConfig::WidthSharded { grid, shard } = self.x else {
-            return Err(OP.refusal("x width-sharded", format_args!("{:?}", self.x)));
-        };
-        OP.needs(
-            self.batch == 1 && self.rows <= TILE,
-            "x of one row of tiles",
-            format_args!("{} times {} rows", self.batch, self.rows),
-        )?;
+        let (grid, shard) = self.one_sharded_row()?;
         // The banks' columns, padded so that each has whole tiles.
         let bank = self.n.next_multiple_of(TILE * DRAM_BANKS) / DRAM_BANKS;
         let weight = MemoryConfig::DramWidthSharded { banks: DRAM_BANKS, shard: [self.k, bank] };
@@ -135,6 +129,46 @@ impl Product {
             format_args!("the weight in {weight:?}"),
             format_args!("{:?}", self.weight),
         )?;
+        self.check_shards(grid, shard, in0_block_w, per_core_n)?;
+        Self::one_row_of_results(config, grid, per_core_n)
+    }
+
+    /// Where the result lies.
+    fn check_one_row(&self, commands: &Commands, config: &LinearConfig) -> Result<MemoryConfig> {
+        let MatmulProgram::Multicast1d { grid, in0_block_w, out_subblock_w, per_core_n } =
+            config.program
+        else {
+            return Err(OP.refusal("a 1D multicast program", "another"));
+        };
+        let (cores, shard) = self.one_sharded_row()?;
+        commands.floor.check_grid(OP, grid)?;
+        OP.needs(cores == grid, "a grid that x's shards lie on", format_args!("{grid}"))?;
+        OP.needs_interleaved("the weight", self.weight)?;
+        self.check_shards(grid, shard, in0_block_w, per_core_n)?;
+        check_subblock(config, out_subblock_w, per_core_n)?;
+        Self::one_row_of_results(config, grid, per_core_n)
+    }
+
+    /// Cores and shards of an x of one row of tiles.
+    fn one_sharded_row(&self) -> Result<(Grid, [usize; 2])> {
+        OP.needs(
+            self.batch == 1 && self.rows <= TILE,
+            "x of one row of tiles",
+            format_args!("{} times {} rows", self.batch, self.rows),
+        )?;
+        match self.x {
+            MemoryConfig::WidthSharded { grid, shard } => Ok((grid, shard)),
+            other => Err(OP.refusal("x width-sharded", format_args!("{other:?}"))),
+        }
+    }
+
+    fn check_shards(
+        &self,
+        grid: Grid,
+        shard: [usize; 2],
+        in0_block_w: usize,
+        per_core_n: usize,
+    ) -> Result<()> {
         self.check_block(in0_block_w)?;
         let (shard_tiles, cores) = (shard[1] / TILE, grid.num_cores());
         OP.needs(
@@ -153,7 +187,14 @@ impl Product {
             per_core_n == needed,
             format_args!("per_core_N {needed}: {} tiles over {cores} cores", self.n_tiles()),
             per_core_n,
-        )?;
+        )
+    }
+
+    fn one_row_of_results(
+        config: &LinearConfig,
+        grid: Grid,
+        per_core_n: usize,
+    ) -> Result<MemoryConfig> {
         let result = MemoryConfig::WidthSharded { grid, shard: [TILE, per_core_n * TILE] };
         let asked = config.memory;
         OP.needs(
@@ -191,17 +232,21 @@ impl Product {
         let row_tiles = self.rows.div_ceil(TILE) * if fuse_batch { self.batch } else { 1 };
         cover("per_core_M", row_tiles, per_core_m, grid.y)?;
         cover("per_core_N", self.n_tiles(), per_core_n, grid.x)?;
-        OP.needs(
-            out_subblock_w > 0 && per_core_n.is_multiple_of(out_subblock_w),
-            format_args!("out_subblock_w that divides per_core_N ({per_core_n})"),
-            out_subblock_w,
-        )?;
-        let most = if config.compute.fp32_accumulate { 4 } else { 8 };
-        OP.needs(
-            out_subblock_w <= most,
-            format_args!("out_subblock_w of at most {most}"),
-            out_subblock_w,
-        )?;
+        check_subblock(config, out_subblock_w, per_core_n)?;
         Ok(config.memory)
     }
+}
+
+fn check_subblock(config: &LinearConfig, out_subblock_w: usize, per_core_n: usize) -> Result<()> {
+    OP.needs(
+        out_subblock_w > 0 && per_core_n.is_multiple_of(out_subblock_w),
+        format_args!("out_subblock_w that divides per_core_N ({per_core_n})"),
+        out_subblock_w,
+    )?;
+    let most = if config.compute.fp32_accumulate { 4 } else { 8 };
+    OP.needs(
+        out_subblock_w <= most,
+        format_args!("out_subblock_w of at most {most}"),
+        out_subblock_w,
+    )
 }

@@ -8,7 +8,7 @@ use llama::{
     Checkpoint, DTypePolicy, Device, DevicePlan, Llama3Size, LlamaConfig, LoadError, LoadOptions,
     Optimizations, Runner, Workload,
 };
-use mesh::{Choice, SequenceSlice, StepBatch, StepOutput};
+use mesh::{Choice, MeshError, SequenceSlice, StepBatch, StepOutput};
 use mesh_ttnn::layout::Chip;
 use mesh_ttnn::python::{Dispatch, TtnnOps};
 use mesh_ttnn::spec::Grid;
@@ -220,25 +220,36 @@ fn plan(place: Place, size: Llama3Size, kv_blocks: usize) -> DevicePlan {
 /// ours refuses first.
 pub(crate) fn check_memory(place: Place, size: Llama3Size) {
     let _alone = devices::alone();
+    let config = family::config(size);
+    let resident = |blocks: usize| {
+        let plan = plan(place, size, blocks);
+        plan.weight_bytes() + plan.cache_bytes()
+    };
     let largest = largest_that_fits(place, size);
-    let planned = plan(place, size, largest);
-    let mut model = Model::try_load(place, size, &family::config(size), largest).unwrap();
+    let mut model = Model::try_load(place, size, &config, largest).unwrap();
     let found = model.ops().dram_use().unwrap();
     let taken = (found.num_banks * (found.total_bytes - found.free_bytes)) as u64;
-    let resident = planned.weight_bytes() + planned.cache_bytes();
-    println!(
-        "{size} {largest} blocks: planned {resident}, taken {taken}, {found:?}, activations {}",
-        planned.activation_bytes()
-    );
-    // The longest prompt of a step still has room.
+    let (planned, total) = (resident(largest), (found.num_banks * found.total_bytes) as u64);
+    println!("{size} on {}: {largest} blocks, planned {planned}, taken {taken}", place.device);
+    assert!(planned.abs_diff(taken) < taken / 500, "planned {planned}, taken {taken}");
+    // The longest prompt of a step, and a step of every user, have room too.
     model.prefill(0, 2048);
     model.decode(32, None);
     drop(model);
-    let mut blocks = largest;
-    while Model::try_load(place, size, &family::config(size), blocks).is_ok() {
-        blocks += largest / 50 + 1;
+
+    // The allocator holds out a little longer, and refuses where our sum has
+    // reached what there is.
+    let blocks_of = |bytes: u64| (bytes / (resident(largest + 1) - resident(largest))) as usize;
+    let last = largest + blocks_of(total - planned);
+    let slack = last / 100;
+    drop(Model::try_load(place, size, &config, last - slack).unwrap());
+    match Model::try_load(place, size, &config, last + slack) {
+        Err(LoadError::Mesh(MeshError::DoesNotFit(message))) => {
+            assert!(message.contains("Out of Memory"), "{message}");
+        }
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("{size} with {} blocks fits, against our sum", last + slack),
     }
-    println!("allocator refuses {blocks}");
 }
 
 /// Most KV blocks that a plan does not refuse.
