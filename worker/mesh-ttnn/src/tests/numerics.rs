@@ -60,13 +60,14 @@ fn transcript<M: Mesh>(model: &mut Model<M>) -> [Vec<Vec<f32>>; 4] {
 
 fn check(size: Llama3Size, chip_counts: &[usize]) {
     let miniature = Miniature::new(size);
-    for &chips in chip_counts {
-        for (optimizations, bar) in [
-            (Optimizations::Performance, 0.995),
-            (Optimizations::Accuracy, 0.995),
-            (Optimizations::Bf16, 0.999),
-        ] {
-            let want = transcript(&mut miniature.on_cpu(chips, optimizations));
+    for (optimizations, bar) in [
+        (Optimizations::Performance, 0.995),
+        (Optimizations::Accuracy, 0.995),
+        (Optimizations::Bf16, 0.999),
+    ] {
+        // One chip's: any number gives the CPU mesh the same within rounding.
+        let want = transcript(&mut miniature.on_cpu(1, optimizations));
+        for &chips in chip_counts {
             let found = transcript(&mut miniature.on_ttnn(chips, optimizations));
             let parts = ["whole", "chunked", "alone", "together"];
             for ((part, found), want) in parts.iter().zip(&found).zip(&want) {
