@@ -3,6 +3,7 @@
 use std::fmt;
 
 use half::bf16;
+use mesh::{AttentionShape, DType, KvCacheShape, MeshError};
 
 use crate::spec::{DataType, HostData, HostMatrix, Layout, Spread, TILE};
 
@@ -55,6 +56,51 @@ impl<T> fmt::Debug for Rope<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rope").finish_non_exhaustive()
     }
+}
+
+/// Heads of each of `num_chips` chips.
+///
+/// # Errors
+/// [`MeshError::DoesNotFit`] when they do not divide, or no chip takes them.
+pub(crate) fn chip_heads(
+    attention: AttentionShape,
+    num_chips: usize,
+) -> Result<ChipHeads, MeshError> {
+    let AttentionShape { num_attention_heads, num_key_value_heads, head_dim } = attention;
+    let divides = |heads: usize| heads > 0 && heads.is_multiple_of(num_chips);
+    if !divides(num_attention_heads) || !divides(num_key_value_heads) {
+        return Err(MeshError::DoesNotFit(format!(
+            "{num_attention_heads} heads and {num_key_value_heads} KV heads, must both be multiples \
+             of {num_chips} chips"
+        )));
+    }
+    let (num_heads, num_kv_heads) =
+        (num_attention_heads / num_chips, num_key_value_heads / num_chips);
+    if !head_dim.is_multiple_of(TILE) || num_heads > TILE {
+        return Err(MeshError::DoesNotFit(format!(
+            "{num_heads} heads of {head_dim} channels on a chip: a chip takes at most {TILE} heads, \
+             of a multiple of {TILE} channels"
+        )));
+    }
+    Ok(ChipHeads { num_heads, num_kv_heads, head_dim })
+}
+
+/// # Errors
+/// [`MeshError::DoesNotFit`] for blocks or a format that no chip takes.
+pub(crate) fn check_cache(cache: KvCacheShape) -> Result<(), MeshError> {
+    if !cache.block_size.is_power_of_two() || cache.block_size < TILE {
+        let size = cache.block_size;
+        return Err(MeshError::DoesNotFit(format!(
+            "KV blocks have {size} positions, must be a power of two of at least {TILE}"
+        )));
+    }
+    if !matches!(cache.dtype, DType::Bf16 | DType::Bfp8) {
+        let dtype = cache.dtype;
+        return Err(MeshError::DoesNotFit(format!(
+            "the KV cache is {dtype}, must be bf16 or bfp8"
+        )));
+    }
+    Ok(())
 }
 
 /// A table `[positions, head_dim / 2]` with each value twice: channels `2i` and

@@ -23,6 +23,7 @@ mod mesh;
 pub mod ops;
 #[cfg(feature = "ttnn")]
 pub mod python;
+mod readback;
 mod record;
 #[cfg(any(test, feature = "reference"))]
 pub mod reference;

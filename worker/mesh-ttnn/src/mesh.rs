@@ -5,17 +5,18 @@ use std::fmt;
 use std::time::Instant;
 
 use mesh::{
-    AttentionShape, Choice, ColumnParallel, DType, KvCacheShape, Matrix, Mesh, MeshDescription,
-    MeshError, MeshStatus, Partial, Replicated, RowParallel, Sharded, StepBatch, StepOutput,
-    StepRules, WeightCacheUse,
+    AttentionShape, ColumnParallel, DType, KvCacheShape, Matrix, Mesh, MeshDescription, MeshError,
+    MeshStatus, Partial, Replicated, RowParallel, Sharded, StepBatch, StepOutput, StepRules,
+    WeightCacheUse,
 };
 
 use crate::cache::{WeightCache, WeightCacheDir};
 use crate::chips::Chips;
 use crate::choose::SamplingInputs;
-use crate::kv_cache::{ChipHeads, KvCache, Paging, Rope, doubled, transformation};
+use crate::kv_cache::{KvCache, Paging, Rope, check_cache, chip_heads, doubled, transformation};
 use crate::layout::{Chip, DECODE_ROWS, PREFILL_MULTIPLE};
 use crate::ops::{Ops, TraceId};
+use crate::readback::{choices, fetch, read_rows, tile_of};
 use crate::record::{Ending, Left, Record, Records};
 use crate::spec::{DataType, Layout, MemoryConfig, TILE};
 use crate::step::{DecodeInputs, PageTable, Step, StepKind, prefill, upload};
@@ -134,53 +135,6 @@ impl<O: Ops> TtnnMesh<O> {
         self.status.dispatch = dispatched - self.begun;
         self.status.read = dispatched.elapsed();
     }
-}
-
-/// Reads logits or chosen ids to the host. Waits.
-fn fetch<O: Ops>(
-    chips: &mut Chips<O>,
-    left: &Left<O::Tensor>,
-    first_row: usize,
-    batch: &StepBatch,
-    out: &mut StepOutput,
-) -> Result<(), MeshError> {
-    match left {
-        Left::Logits(logits) => {
-            let rows = batch.logit_rows.iter().map(|row| row - first_row);
-            read_rows(chips, logits, rows, &mut out.logits)
-        }
-        Left::Chosen(chosen) => {
-            chips.read_chosen(chosen, &choices(batch, first_row), &mut out.token_ids)
-        }
-    }
-}
-
-/// Rows of a tensor that is cut over the chips, chips side by side.
-fn read_rows<O: Ops>(
-    chips: &mut Chips<O>,
-    tensor: &O::Tensor,
-    rows: impl Iterator<Item = usize> + Clone,
-    out: &mut Vec<f32>,
-) -> Result<(), MeshError> {
-    let mut slices = Vec::with_capacity(chips.count());
-    for chip in 0..chips.count() {
-        slices.push(chips.ops.read(tensor, chip)?);
-    }
-    let width = chips.ops.shape(tensor)[3];
-    out.clear();
-    for row in rows {
-        for slice in &slices {
-            let missing = || MeshError::Device(format!("row {row} was not read"));
-            out.extend(slice.get(row * width..(row + 1) * width).ok_or_else(missing)?);
-        }
-    }
-    Ok(())
-}
-
-/// The choices of a batch, by row of its one tile of logits.
-fn choices(batch: &StepBatch, first_row: usize) -> Vec<(usize, Choice)> {
-    let choices = batch.choices.iter().flatten().copied();
-    batch.logit_rows.iter().map(|row| row - first_row).zip(choices).collect()
 }
 
 impl<O: Ops> Mesh for TtnnMesh<O> {
@@ -447,7 +401,8 @@ impl<O: Ops> Mesh for TtnnMesh<O> {
         let is_decode = matches!(&self.step, Some(Step { kind: StepKind::Decode, .. }));
         let logits = self.chips.logits(logits.0)?;
         let left = match ending {
-            Ending::Logits => Left::Logits(logits),
+            // Rows are read in half the time that tiles take.
+            Ending::Logits => Left::Logits(self.chips.ops.untilize(&logits)?),
             Ending::Greedy | Ending::Drawn => {
                 let inputs = self.inputs.as_ref().expect("a step comes after loading");
                 let draws = ending == Ending::Drawn;
@@ -473,47 +428,6 @@ impl<O: Ops> Mesh for TtnnMesh<O> {
         self.finish_step(dispatched);
         Ok(())
     }
-}
-
-/// First row of the tile that the graph will choose of a prompt.
-fn tile_of(batch: &StepBatch) -> usize {
-    batch.logit_rows.first().map_or(0, |row| row / TILE * TILE)
-}
-
-fn chip_heads(attention: AttentionShape, num_chips: usize) -> Result<ChipHeads, MeshError> {
-    let AttentionShape { num_attention_heads, num_key_value_heads, head_dim } = attention;
-    let divides = |heads: usize| heads > 0 && heads.is_multiple_of(num_chips);
-    if !divides(num_attention_heads) || !divides(num_key_value_heads) {
-        return Err(MeshError::DoesNotFit(format!(
-            "{num_attention_heads} heads and {num_key_value_heads} KV heads, must both be multiples \
-             of {num_chips} chips"
-        )));
-    }
-    let (num_heads, num_kv_heads) =
-        (num_attention_heads / num_chips, num_key_value_heads / num_chips);
-    if !head_dim.is_multiple_of(TILE) || num_heads > TILE {
-        return Err(MeshError::DoesNotFit(format!(
-            "{num_heads} heads of {head_dim} channels on a chip: a chip takes at most {TILE} heads, \
-             of a multiple of {TILE} channels"
-        )));
-    }
-    Ok(ChipHeads { num_heads, num_kv_heads, head_dim })
-}
-
-fn check_cache(cache: KvCacheShape) -> Result<(), MeshError> {
-    if !cache.block_size.is_power_of_two() || cache.block_size < TILE {
-        let size = cache.block_size;
-        return Err(MeshError::DoesNotFit(format!(
-            "KV blocks have {size} positions, must be a power of two of at least {TILE}"
-        )));
-    }
-    if !matches!(cache.dtype, DType::Bf16 | DType::Bfp8) {
-        let dtype = cache.dtype;
-        return Err(MeshError::DoesNotFit(format!(
-            "the KV cache is {dtype}, must be bf16 or bfp8"
-        )));
-    }
-    Ok(())
 }
 
 impl<O: Ops> fmt::Debug for TtnnMesh<O> {

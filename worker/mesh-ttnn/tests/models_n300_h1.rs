@@ -4,12 +4,16 @@
 #[path = "mock/devices.rs"]
 mod devices;
 #[cfg(test)]
+#[path = "mock/model.rs"]
+mod model;
+#[cfg(test)]
 #[path = "mock/whole_models.rs"]
 mod whole_models;
 
 use llama::{Device, Llama3Size};
 use mesh_ttnn::python::Dispatch;
-use whole_models::{Place, check, check_memory, check_operations};
+use model::Place;
+use whole_models::{check, check_memory, check_operations};
 
 const PLACE: Place =
     Place { cluster: "n300-h1", device: Device::N300, dispatch: Dispatch::Ethernet, grid_rows: 8 };

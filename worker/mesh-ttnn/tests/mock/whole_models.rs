@@ -1,129 +1,15 @@
-//! Whole models on mock devices: every operation of a step is checked by the
-//! package itself, with real sizes, layouts and memory.
+//! What holds for whole models on mock devices: steps, memory, operations.
 
 use std::path::Path;
 
-use llama::tiny::{family, hollow};
-use llama::{
-    Checkpoint, DTypePolicy, Device, DevicePlan, Llama3Size, LlamaConfig, LoadError, LoadOptions,
-    Optimizations, Runner, Workload,
-};
-use mesh::{Choice, MeshError, SequenceSlice, StepBatch, StepOutput};
-use mesh_ttnn::layout::Chip;
-use mesh_ttnn::python::{Dispatch, TtnnOps};
-use mesh_ttnn::spec::Grid;
-use mesh_ttnn::{TtnnMesh, TtnnOptions};
+use llama::tiny::family;
+use llama::{DTypePolicy, DevicePlan, Llama3Size, LlamaConfig, LoadError, Optimizations, Workload};
+use mesh::{Choice, MeshError, SequenceSlice, StepBatch};
 
 use crate::devices;
-
-const BLOCK_SIZE: usize = 32;
-const MAX_MODEL_LEN: usize = 8192;
-/// Two sequences of the longest prompt here, and 32 short ones.
-const NUM_BLOCKS: usize = 512;
-
-/// How a model is opened.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    /// Description of the mock devices.
-    pub(crate) cluster: &'static str,
-    pub(crate) device: Device,
-    pub(crate) dispatch: Dispatch,
-    /// Rows of the grid that must be there.
-    pub(crate) grid_rows: usize,
-}
-
-/// A model of real size, whose weights are memory and nothing else.
-pub(crate) struct Model {
-    runner: Runner<TtnnMesh<TtnnOps>>,
-    out: StepOutput,
-}
+use crate::model::{BLOCK_SIZE, MAX_MODEL_LEN, Model, Place};
 
 impl Model {
-    pub(crate) fn load(place: Place, size: Llama3Size, config: &LlamaConfig) -> Self {
-        Self::try_load(place, size, config, NUM_BLOCKS).unwrap()
-    }
-
-    /// With a KV cache of that many blocks.
-    fn try_load(
-        place: Place,
-        size: Llama3Size,
-        config: &LlamaConfig,
-        kv_blocks: usize,
-    ) -> Result<Self, LoadError> {
-        let Place { cluster, device, dispatch, grid_rows } = place;
-        let options = devices::options(cluster, device.num_chips(), dispatch);
-        let ops = TtnnOps::open(&options).unwrap();
-        let chip = Chip { grid: ops.grid(), dram_banks: ops.num_dram_banks() };
-        assert_eq!(chip, Chip { grid: Grid { x: 8, y: grid_rows }, dram_banks: 12 });
-        let options = TtnnOptions {
-            device: device.to_string(),
-            chip,
-            max_prefill_chunk: llama::max_prefill_chunk(Some(size), device),
-            weight_cache: None,
-            without_weights: true,
-        };
-        let directory = tempfile::tempdir().unwrap();
-        hollow::write_hugging_face(config, directory.path()).unwrap();
-        let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let load = LoadOptions {
-            policy: DTypePolicy::choose(&family::config(size), Optimizations::Performance),
-            max_model_len: MAX_MODEL_LEN,
-            kv_blocks,
-            kv_block_size: BLOCK_SIZE,
-        };
-        let mesh = TtnnMesh::new(ops, options);
-        let runner = Runner::load(mesh, &checkpoint, &load, &mut |_| {})?;
-        Ok(Self { runner, out: StepOutput::default() })
-    }
-
-    pub(crate) fn ops(&mut self) -> &mut TtnnOps {
-        self.runner.mesh_mut().ops_mut()
-    }
-
-    pub(crate) fn num_programs(&self) -> usize {
-        self.runner.mesh_status().programs
-    }
-
-    /// One token each of `num_users`, whose positions are all different.
-    pub(crate) fn decode(&mut self, num_users: usize, choices: Option<Vec<Choice>>) {
-        let sequences = (0..num_users)
-            .map(|user| SequenceSlice {
-                first_row: user,
-                num_tokens: 1,
-                first_position: 7 * user,
-                block_table: (0..8).map(|block| (8 * user + block) as u32).collect(),
-            })
-            .collect();
-        let chosen = choices.is_some();
-        let batch = StepBatch {
-            token_ids: (0..num_users as u32).collect(),
-            sequences,
-            logit_rows: (0..num_users).collect(),
-            choices,
-        };
-        self.runner.forward(&batch, &mut self.out).unwrap();
-        let vocab = self.runner.config().vocab_size;
-        let (logits, ids) = if chosen { (0, num_users) } else { (num_users * vocab, 0) };
-        assert_eq!((self.out.logits.len(), self.out.token_ids.len()), (logits, ids));
-    }
-
-    /// Tokens `first..first + count` of a prompt, and its last token's logits.
-    pub(crate) fn prefill(&mut self, first: usize, count: usize) {
-        let batch = StepBatch {
-            token_ids: vec![1; count],
-            sequences: vec![SequenceSlice {
-                first_row: 0,
-                num_tokens: count,
-                first_position: first,
-                block_table: (0..(first + count).div_ceil(BLOCK_SIZE) as u32).rev().collect(),
-            }],
-            logit_rows: vec![count - 1],
-            choices: None,
-        };
-        self.runner.forward(&batch, &mut self.out).unwrap();
-        assert_eq!(self.out.logits.len(), self.runner.config().vocab_size);
-    }
-
     /// The logits of the last 64 tokens of a prompt of 128: what evaluation asks.
     pub(crate) fn evaluate(&mut self) {
         let batch = StepBatch {
@@ -137,7 +23,7 @@ impl Model {
             logit_rows: (64..128).collect(),
             choices: None,
         };
-        self.runner.forward(&batch, &mut self.out).unwrap();
+        self.runner.forward(&batch, &mut self.out).expect("the step runs");
         assert_eq!(self.out.logits.len(), 64 * self.runner.config().vocab_size);
     }
 }
