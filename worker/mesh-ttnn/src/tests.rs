@@ -4,3 +4,4 @@ mod choosing;
 mod loading;
 mod models;
 mod numerics;
+mod recording;

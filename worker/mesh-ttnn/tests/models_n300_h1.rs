@@ -13,7 +13,7 @@ mod whole_models;
 use llama::{Device, Llama3Size};
 use mesh_ttnn::python::Dispatch;
 use model::Place;
-use whole_models::{check, check_memory, check_operations};
+use whole_models::{check, check_memory, check_operations, check_weight_cache};
 
 const PLACE: Place =
     Place { cluster: "n300-h1", device: Device::N300, dispatch: Dispatch::Ethernet, grid_rows: 8 };
@@ -48,4 +48,9 @@ fn a_decode_step_has_the_listed_operations() {
 #[test]
 fn memory_is_refused_before_it_runs_out() {
     check_memory(PLACE, Llama3Size::B8);
+}
+
+#[test]
+fn weights_are_mapped_from_the_second_start_on() {
+    check_weight_cache(PLACE);
 }

@@ -10,7 +10,7 @@ use mesh::{Choice, SequenceSlice, StepBatch, StepOutput};
 use mesh_ttnn::layout::Chip;
 use mesh_ttnn::python::{Dispatch, TtnnOps};
 use mesh_ttnn::spec::Grid;
-use mesh_ttnn::{TtnnMesh, TtnnOptions};
+use mesh_ttnn::{TtnnMesh, TtnnOptions, WeightCacheDir};
 
 use crate::devices;
 
@@ -48,18 +48,6 @@ impl Model {
         config: &LlamaConfig,
         kv_blocks: usize,
     ) -> Result<Self, LoadError> {
-        let Place { cluster, device, dispatch, grid_rows } = place;
-        let options = devices::options(cluster, device.num_chips(), dispatch);
-        let ops = TtnnOps::open(&options).expect("mock devices open");
-        let chip = Chip { grid: ops.grid(), dram_banks: ops.num_dram_banks() };
-        assert_eq!(chip, Chip { grid: Grid { x: 8, y: grid_rows }, dram_banks: 12 });
-        let options = TtnnOptions {
-            device: device.to_string(),
-            chip,
-            max_prefill_chunk: llama::max_prefill_chunk(Some(size), device),
-            weight_cache: None,
-            without_weights: true,
-        };
         let directory = tempfile::tempdir().expect("a directory");
         hollow::write_hugging_face(config, directory.path()).expect("it is written");
         let checkpoint = Checkpoint::open(directory.path()).expect("it opens");
@@ -69,8 +57,30 @@ impl Model {
             kv_blocks,
             kv_block_size: BLOCK_SIZE,
         };
-        let mesh = TtnnMesh::new(ops, options);
-        let runner = Runner::load(mesh, &checkpoint, &load, &mut |_| {})?;
+        Self::on(Self::mesh(place, None), &checkpoint, &load)
+    }
+
+    /// Open devices; without weights, or with those that a cache has or gets.
+    pub(crate) fn mesh(place: Place, weight_cache: Option<WeightCacheDir>) -> TtnnMesh<TtnnOps> {
+        let Place { cluster, device, dispatch, grid_rows } = place;
+        let options = devices::options(cluster, device.num_chips(), dispatch);
+        let ops = TtnnOps::open(&options).expect("mock devices open");
+        let chip = Chip { grid: ops.grid(), dram_banks: ops.num_dram_banks() };
+        assert_eq!(chip, Chip { grid: Grid { x: 8, y: grid_rows }, dram_banks: 12 });
+        let without_weights = weight_cache.is_none();
+        let (device, max_prefill_chunk) = (device.to_string(), MAX_MODEL_LEN);
+        TtnnMesh::new(
+            ops,
+            TtnnOptions { device, chip, max_prefill_chunk, weight_cache, without_weights },
+        )
+    }
+
+    pub(crate) fn on(
+        mesh: TtnnMesh<TtnnOps>,
+        checkpoint: &Checkpoint,
+        load: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let runner = Runner::load(mesh, checkpoint, load, &mut |_| {})?;
         Ok(Self { runner, out: StepOutput::default() })
     }
 

@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
-use llama::tiny::family;
-use llama::{DTypePolicy, DevicePlan, Llama3Size, LlamaConfig, LoadError, Optimizations, Workload};
-use mesh::{Choice, MeshError, SequenceSlice, StepBatch};
+use llama::tiny::{TinyModel, family};
+use llama::{
+    Checkpoint, DTypePolicy, DevicePlan, Llama3Size, LlamaConfig, LoadError, LoadOptions,
+    Optimizations, Workload,
+};
+use mesh::{Choice, MeshError, SequenceSlice, StepBatch, WeightCacheUse};
+use mesh_ttnn::WeightCacheDir;
 
 use crate::devices;
 use crate::model::{BLOCK_SIZE, MAX_MODEL_LEN, Model, Place};
@@ -79,7 +83,7 @@ pub(crate) fn check_operations(place: Place, size: Llama3Size) {
         operations.retain(|name| name.ends_with("DeviceOperation"));
         found += &format!("# {ending}\n{}\n", operations.join("\n"));
     }
-    let name = format!("{size}-{}.txt", place.device).to_lowercase().replace("llama ", "");
+    let name = format!("{size}-{}.txt", place.device).to_lowercase().replace(' ', "-");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operations").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -148,4 +152,42 @@ fn largest_that_fits(place: Place, size: Llama3Size) -> usize {
         if fits(middle) { fitting = middle } else { refused = middle }
     }
     fitting
+}
+
+/// Weights are prepared once, kept as files, and mapped by the next start, for
+/// which the checkpoint is not read.
+pub(crate) fn check_weight_cache(place: Place) {
+    let _alone = devices::alone();
+    let config = LlamaConfig {
+        hidden_size: 768,
+        intermediate_size: 1024,
+        vocab_size: 1024,
+        num_hidden_layers: 2,
+        ..family::config(Llama3Size::B3)
+    };
+    let directory = tempfile::tempdir().unwrap();
+    TinyModel::new(config, 5).write_hugging_face(directory.path()).unwrap();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let load = LoadOptions {
+        policy: DTypePolicy::choose(checkpoint.config(), Optimizations::Performance),
+        max_model_len: 1024,
+        kv_blocks: 256,
+        kv_block_size: BLOCK_SIZE,
+    };
+    let cache = WeightCacheDir {
+        path: directory.path().join(place.device.to_string()).join("performance"),
+        checkpoint: "a revision".into(),
+        policy: "performance".into(),
+    };
+    for used in [WeightCacheUse::Written, WeightCacheUse::Hit, WeightCacheUse::Hit] {
+        let mesh = Model::mesh(place, Some(cache.clone()));
+        let mut model = Model::on(mesh, &checkpoint, &load).unwrap();
+        assert_eq!(model.runner.weight_cache(), used);
+        model.prefill(0, 128);
+        model.decode(8, None);
+    }
+    let files = std::fs::read_dir(&cache.path).unwrap().map(|file| file.unwrap().file_name());
+    let tensors = files.filter(|name| name.to_string_lossy().ends_with(".tensorbin")).count();
+    // Two layers of five matrices and two gains; embedding, last gain, LM head.
+    assert_eq!(tensors, 2 * 7 + 3);
 }
