@@ -123,6 +123,9 @@ impl State {
         if let Some((finish, timing)) = finish {
             if let Some(worker) = self.workers.get_mut(&worker) {
                 worker.running.remove(&key);
+                if matches!(finish, WorkerFinish::Error { fault: Fault::Capacity, .. }) {
+                    worker.is_draining = true;
+                }
             }
             self.finish(now, id, finish, timing, actions);
         }
@@ -192,6 +195,10 @@ impl State {
             }
             WorkerFinish::Cancelled => return self.lose(now, id, actions),
             WorkerFinish::Deadline => return self.fail(id, GatewayError::Deadline, actions),
+            // Not a refusal: the worker had the sequence, and is as good as gone.
+            WorkerFinish::Error { fault: Fault::Capacity, .. } => {
+                return self.lose(now, id, actions);
+            }
             WorkerFinish::Error { fault, message } => {
                 return self.rejected(now, id, fault, message, actions);
             }

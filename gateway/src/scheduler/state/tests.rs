@@ -256,6 +256,23 @@ fn lost_sequences_go_on_from_their_log_but_not_for_ever() {
 }
 
 #[test]
+fn a_failed_device_is_a_lost_worker_that_is_asked_for_nothing_more() {
+    let mut world = World::with_worker();
+    let id = world.submit(vec![spec(4, 8, 0)]).unwrap()[0];
+    let failed =
+        || WorkerFinish::Error { fault: Fault::Capacity, message: "the device hangs".into() };
+    world.entry(id, vec![7, 8], Some(failed()));
+    // Its credit stands, and yet nothing goes there.
+    world.credit(WorkerId(0));
+    assert_eq!((world.admitted.len(), world.ended.contains(&id)), (1, false));
+    world.up(WorkerId(1));
+    assert_eq!(world.admitted, [id, id]);
+    assert_eq!(world.running[&id].0, WorkerId(1));
+    world.entry(id, vec![9], Some(failed()));
+    assert!(world.ended.contains(&id), "it may be what kills devices");
+}
+
+#[test]
 fn deadlines_and_absent_workers_end_sequences() {
     let mut world = World::new();
     assert_eq!(world.submit(vec![spec(4, 4, 0)]).unwrap_err().code(), "no_worker");
