@@ -139,7 +139,7 @@ fn plan(
     let prefill_chunk = if device.is_card() {
         max_prefill_chunk(config.llama3_size(), device)
     } else {
-        settings.max_num_batched_tokens as usize
+        settings.num_batched_tokens() as usize
     };
     let seqs = args.max_num_seqs as usize;
     let of = |max_model_len: usize| {

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Progress towards a known number of bytes.
+/// Progress towards a known number of bytes or steps.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -15,22 +15,32 @@ pub(crate) struct Progress {
 impl Progress {
     /// Starts a bar for `what`, which ends at `total` bytes.
     pub(crate) fn bytes(what: &str, total: u64) -> Self {
+        let size = format!("{} MB", total / 1_000_000);
+        Self::new(what, total, &size, "{bytes}/{total_bytes} {bytes_per_sec} {eta}")
+    }
+
+    /// The same for steps.
+    pub(crate) fn steps(what: &str, total: u64) -> Self {
+        Self::new(what, total, &format!("{total} steps"), "{pos}/{len} {eta}")
+    }
+
+    fn new(what: &str, total: u64, size: &str, numbers: &str) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(total) };
-        let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        if let Ok(style) = ProgressStyle::with_template(style) {
+        let style = format!("{{msg}} [{{bar:30}}] {numbers}");
+        if let Ok(style) = ProgressStyle::with_template(&style) {
             bar.set_style(style);
         }
         bar.set_message(what.to_owned());
         if plain {
-            eprintln!("{what} ({} MB)", total / 1_000_000);
+            eprintln!("{what} ({size})");
         }
         Self { bar, what: what.to_owned(), plain }
     }
 
-    /// So many bytes are done.
-    pub(crate) fn set(&self, bytes: u64) {
-        self.bar.set_position(bytes);
+    /// So many bytes or steps are done.
+    pub(crate) fn set(&self, done: u64) {
+        self.bar.set_position(done);
     }
 
     /// Everything is done.

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::shutdown::{Drained, Shutdown};
-use llama::LoadProgress;
 use metrics_exporter_prometheus::PrometheusHandle;
 use proto::v1::worker_server::SERVICE_NAME;
 use tokio::sync::oneshot;
@@ -13,10 +12,12 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::backend::{self, Backend};
-use crate::config::WorkerConfig;
-use crate::engine::EngineHandle;
+use crate::config::{TtnnConfig, WorkerConfig};
+use crate::engine::{EngineHandle, EngineThread};
 use crate::error::WorkerError;
+use crate::identity::Identity;
 use crate::listen::{ListenAddress, Listener};
+use crate::load_stage::LoadStage;
 use crate::metrics;
 use crate::service::WorkerService;
 
@@ -105,9 +106,13 @@ impl App {
             // A server that ended by itself takes the process along.
             stopped.cancel();
         });
+        let mut running = None;
         let result = match load(config.clone(), &shutdown, &service).await {
-            Ok(Some(backend)) => {
-                serve(backend, &config, &shutdown, (&service, &reporter), ready).await
+            Ok(Some(Backend { engine, thread, identity })) => {
+                let of = (&service, &reporter);
+                let served = serve(&engine, identity, (&config, &shutdown), of, ready).await;
+                running = Some((engine, thread));
+                served
             }
             // Told to stop while loading.
             Ok(None) => Ok(()),
@@ -117,6 +122,12 @@ impl App {
         if let Drained::Cut { tasks } = shutdown.drain(FAREWELL).await {
             tracing::warn!(tasks, "tasks were cut at the end of the grace");
         }
+        if let Some((engine, thread)) = running {
+            close(engine, thread).await;
+        }
+        if let Err(WorkerError::DeviceFailed(_)) = &result {
+            reset(&config.ttnn).await;
+        }
         result
     }
 }
@@ -124,16 +135,50 @@ impl App {
 /// What is left once the engine is empty: last frames and closing connections.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long the engine may take to close its device.
+const CLOSING: Duration = Duration::from_secs(25);
+
+/// Ends the engine and closes the device, if it can be closed.
+async fn close(engine: EngineHandle, thread: EngineThread) {
+    let joined = tokio::time::timeout(CLOSING, async {
+        engine.stop().await;
+        tokio::task::spawn_blocking(|| thread.join()).await
+    });
+    if joined.await.is_err() {
+        tracing::warn!(waited = ?CLOSING, "the engine has not ended");
+    }
+}
+
+/// Resets the device by the configured command, if there is one.
+async fn reset(settings: &TtnnConfig) {
+    let Some((program, args)) = settings.reset_command.split_first() else { return };
+    tracing::warn!(?program, ?args, "resetting the device");
+    let mut command = tokio::process::Command::new(program);
+    command.args(args).stdin(std::process::Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(settings.reset_timeout(), command.output()).await {
+        Ok(Ok(output)) => {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+            let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+            let status = output.status;
+            if status.success() {
+                tracing::info!(stdout, stderr, "the device is reset");
+            } else {
+                tracing::error!(%status, stdout, stderr, "the device could not be reset");
+            }
+        }
+        Ok(Err(error)) => tracing::error!(%error, "the reset could not be started"),
+        Err(_) => tracing::error!(waited = ?settings.reset_timeout(), "the reset did not end"),
+    }
+}
+
 /// Serves with a loaded model until told to stop or until the device fails.
 async fn serve(
-    backend: Backend,
-    config: &WorkerConfig,
-    shutdown: &Shutdown,
+    engine: &EngineHandle,
+    identity: Identity,
+    (config, shutdown): (&WorkerConfig, &Shutdown),
     (service, reporter): (&WorkerService, &HealthReporter),
     ready: oneshot::Sender<()>,
 ) -> Result<(), WorkerError> {
-    // The thread ends with the last handle, which calls in flight hold too.
-    let Backend { engine, identity, .. } = backend;
     metrics::follow_engine(shutdown, engine.clone());
     service.set_ready(engine.clone(), identity, config.waiting_seqs());
     set_health(reporter, ServingStatus::Serving).await;
@@ -142,7 +187,7 @@ async fn serve(
     let _ = ready.send(());
     let failure = tokio::select! {
         () = service.draining().cancelled() => None,
-        failure = failed(&engine) => Some(failure),
+        failure = failed(engine) => Some(failure),
     };
     set_health(reporter, ServingStatus::NotServing).await;
     let failure = match failure {
@@ -160,7 +205,7 @@ async fn serve(
                     }
                     None
                 }
-                failure = failed(&engine) => Some(failure),
+                failure = failed(engine) => Some(failure),
                 () = shutdown.cancelled().cancelled() => None,
             }
         }
@@ -208,7 +253,7 @@ async fn load(
     }
 }
 
-/// Logs every tenth of the load.
+/// Logs every tenth of the weights, and every step that is compiled.
 struct Progress {
     service: WorkerService,
     logged_tenth: u64,
@@ -219,14 +264,20 @@ impl Progress {
         Self { service, logged_tenth: 0 }
     }
 
-    fn report(&mut self, progress: LoadProgress) {
-        let LoadProgress { done_bytes, total_bytes } = progress;
-        let percent = done_bytes.saturating_mul(100) / total_bytes.max(1);
-        self.service.set_loaded_percent(u8::try_from(percent).unwrap_or(100));
-        metrics::loaded(percent as f64 / 100.0);
-        if percent / 10 > self.logged_tenth {
-            self.logged_tenth = percent / 10;
-            tracing::info!(percent, done_bytes, total_bytes, "loading weights");
+    fn report(&mut self, stage: LoadStage) {
+        self.service.set_load_stage(stage);
+        let percent = stage.percent();
+        match stage {
+            LoadStage::Weights(_) => {
+                metrics::loaded(percent as f64 / 100.0);
+                if percent / 10 > self.logged_tenth {
+                    self.logged_tenth = percent / 10;
+                    tracing::info!(percent, "loading weights");
+                }
+            }
+            LoadStage::Compiling { done, total, programs } => {
+                tracing::info!(done, total, programs, "compiling");
+            }
         }
     }
 }

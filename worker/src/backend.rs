@@ -1,14 +1,20 @@
 //! The single `match` on what the worker runs on. Nothing else names a mesh.
 
+mod cpu;
+mod opened;
+#[cfg_attr(feature = "ttnn", path = "backend/ttnn.rs")]
+#[cfg_attr(not(feature = "ttnn"), path = "backend/ttnn_missing.rs")]
+mod ttnn;
+#[cfg(any(test, feature = "ttnn"))]
+mod warm_up;
+
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::config::ConfigError;
 use common::model::ModelFiles;
-use llama::{Checkpoint, LlamaConfig, LoadOptions, LoadProgress, NameCheck, Optimizations, Runner};
 use mesh::WeightCacheUse;
-use mesh_cpu::{CpuMesh, WeightCacheFile};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{MeshChoice, WorkerConfig};
@@ -16,10 +22,8 @@ use crate::engine::{
     ClientLimits, Engine, EngineConfig, EngineHandle, EngineOptions, EngineThread, Forward,
 };
 use crate::error::WorkerError;
-use crate::identity::{DeviceIdentity, Identity, ModelIdentity, eos_token_ids};
-use crate::memory;
-use crate::sizing::{self, HostMemory};
-use crate::weight_cache;
+use crate::identity::Identity;
+use crate::load_stage::LoadStage;
 
 /// Rows of logits in one step: bounds the memory of prompt log-probabilities.
 const MAX_LOGIT_ROWS: usize = 64;
@@ -70,21 +74,28 @@ pub struct Backend {
     pub identity: Identity,
 }
 
+/// What a mesh's own file has loaded.
+struct Loaded {
+    forward: Box<dyn Forward>,
+    identity: Identity,
+    weight_cache: WeightCacheUse,
+}
+
 /// Loads the model and starts the engine. Blocks for as long as that takes;
-/// `progress` hears of every weight.
+/// `progress` hears of every weight, and of every step that is compiled.
 ///
 /// # Errors
 /// As [`load_model`], or when the operating system gives no thread.
 pub fn load(
     config: &WorkerConfig,
-    progress: &mut dyn FnMut(LoadProgress),
+    progress: &mut dyn FnMut(LoadStage),
 ) -> Result<Backend, WorkerError> {
     let LoadedModel { forward, identity, .. } = load_model(config, progress)?;
     start(forward, config.waiting_seqs(), identity)
 }
 
 /// Loads the model. Blocks for as long as that takes; `progress` hears of every
-/// weight.
+/// weight, and of every step that is compiled.
 ///
 /// Whatever can be refused is refused before a weight is read.
 ///
@@ -92,65 +103,20 @@ pub fn load(
 /// By what would help: other settings, other files, another machine.
 pub fn load_model(
     config: &WorkerConfig,
-    progress: &mut dyn FnMut(LoadProgress),
+    progress: &mut dyn FnMut(LoadStage),
 ) -> Result<LoadedModel, WorkerError> {
     let started = Instant::now();
     let path = config.model.clone().ok_or_else(no_model)?;
     let files = ModelFiles::locate(&path)?;
     let mesh = config.mesh()?;
-    let MeshChoice::Cpu { num_chips, simulates } = mesh;
-    // The small files tell what does not fit, however large the weights are.
-    let cache = weight_cache::path(config, &files, num_chips);
-    let weights_are_mapped = cache.as_ref().is_some_and(|path| path.is_file());
-    let host = HostMemory { available: memory::available_bytes(), weights_are_mapped };
-    let model_config = LlamaConfig::from_path(files.path())?;
-    sizing::limits(config, &model_config, mesh, host)?;
-    let name_check = if config.ignore_model_name { NameCheck::Ignore } else { NameCheck::Enforce };
-    let checkpoint = Checkpoint::open_with(files.path(), name_check)?;
-    let policy = config.policy(checkpoint.config());
-    let mut cpu = CpuMesh::new(num_chips as usize, config.num_threads())?;
-    if let Some(path) = cache {
-        let (checkpoint, policy) = (checkpoint.revision(), policy.weights());
-        cpu = cpu.with_weight_cache(WeightCacheFile { path, checkpoint, policy });
-    }
-    // Once more with what the large files say: their tensors complete the
-    // configuration, and a cache may be there and be another model's.
-    let host = HostMemory { weights_are_mapped: cpu.maps_weights(), ..host };
-    let limits = sizing::limits(config, checkpoint.config(), mesh, host)?;
-    let optimizations = Optimizations::from(config.optimizations);
-    let options = LoadOptions {
-        policy,
-        max_model_len: limits.max_model_len as usize,
-        kv_blocks: limits.num_kv_blocks as usize,
-        kv_block_size: limits.kv_block_size as usize,
+    let loaded = match mesh {
+        MeshChoice::Cpu { num_chips, .. } => cpu::load(config, mesh, num_chips, &files, progress),
+        MeshChoice::Card { .. } => ttnn::load(config, mesh, &files, progress),
     };
-    let vocab_size = u32::try_from(checkpoint.config().vocab_size)
-        .map_err(|_| ConfigError::value("model", "has a vocabulary beyond 32 bits"))?;
-    let model = ModelIdentity {
-        name: config.served_model_name.clone().unwrap_or_else(|| files.name()),
-        architecture: checkpoint.architecture().to_owned(),
-        weight_fingerprint: checkpoint.weight_fingerprint().to_owned(),
-        tokenizer_fingerprint: files.tokenizer_fingerprint()?,
-        vocab_size,
-        eos_token_ids: eos_token_ids(&files, vocab_size),
-    };
-    tracing::info!(model = model.name, num_chips, %policy, ?limits, "loading");
-    let runner = Runner::load(cpu, &checkpoint, &options, progress)?;
-    let description = runner.mesh_description();
-    let device = DeviceIdentity {
-        name: description.device,
-        simulates: simulates.map(|card| card.to_string()),
-        num_chips,
-        optimizations: optimizations.to_string(),
-        weight_dtype: policy.attention.to_string(),
-        kv_dtype: policy.kv_cache.to_string(),
-        logits_dtype: description.logits_dtype.to_string(),
-    };
-    let rules = description.rules;
-    let identity = Identity { model, device, limits, rules, prefix_cache: config.prefix_cache };
-    let report = LoadReport { weight_cache: runner.weight_cache(), took: started.elapsed() };
+    let Loaded { forward, identity, weight_cache } = loaded?;
+    let report = LoadReport { weight_cache, took: started.elapsed() };
     tracing::info!(weight_cache = %report.weight_cache, took = ?report.took, "loaded");
-    Ok(LoadedModel { forward: Box::new(runner), identity, report })
+    Ok(LoadedModel { forward, identity, report })
 }
 
 /// Starts an engine that steps `forward` within the identity's limits.

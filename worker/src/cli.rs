@@ -10,21 +10,23 @@ use clap::Parser;
 use common::config;
 use common::shutdown::Shutdown;
 use common::telemetry::Telemetry;
-use llama::Device;
 use serde_json::{Value as Json, json};
 use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::backend;
 use crate::config::{
-    DeviceEnvironment, DeviceKind, DispatchReport, ENV_PREFIX, KvDType, OptimizationsKind,
-    WorkerConfig,
+    DeviceEnvironment, DeviceKind, DispatchKind, DispatchReport, ENV_PREFIX, KvDType, MeshChoice,
+    OptimizationsKind, WorkerConfig,
 };
 use crate::error::WorkerError;
 use crate::metrics;
 
 /// How long the runtime's own threads may take to end.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a process may take to end once its device has failed.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serve a Llama model over gRPC: tokens in, tokens out.
 ///
@@ -62,6 +64,12 @@ struct Args {
     /// Run the device's plan on simulated chips.
     #[arg(long)]
     simulate: bool,
+    /// Cores of a card that dispatch commands [default: by $WH_ARCH_YAML, else eth].
+    #[arg(long)]
+    dispatch: Option<DispatchKind>,
+    /// Folder with the Python package ttnn [default: where Python looks itself].
+    #[arg(long, value_name = "DIR")]
+    ttnn_site_packages: Option<PathBuf>,
     /// Degree of tensor parallelism, 1 to 8 [default: the device's].
     #[arg(long, value_name = "N")]
     chips: Option<u32>,
@@ -84,7 +92,7 @@ struct Args {
     /// Sequences accepted beyond those [default: a quarter of them].
     #[arg(long, value_name = "N")]
     max_waiting_seqs: Option<u32>,
-    /// Most tokens in one step [default: 256].
+    /// Most tokens in one step [default: 256, on a card 2048].
     #[arg(long, value_name = "TOKENS")]
     max_num_batched_tokens: Option<u32>,
     /// Most alternatives reported beside a token [default: 20].
@@ -134,6 +142,8 @@ impl Args {
             ("metrics_listen", json!(self.metrics_listen)),
             ("device", json!(self.device)),
             ("simulate", json!(yes(self.simulate))),
+            ("ttnn.dispatch", json!(self.dispatch)),
+            ("ttnn.site_packages", json!(self.ttnn_site_packages)),
             ("chips", json!(self.chips)),
             ("threads", json!(self.threads)),
             ("optimizations", json!(self.optimizations)),
@@ -162,7 +172,8 @@ impl Args {
 ///
 /// Prints `listening grpc=ADDRESS` and `ready grpc=ADDRESS` on standard output;
 /// logs go to standard error. Exit codes: 0 stopped when told, 1 failed, 2 wrong
-/// usage, 64 bad configuration.
+/// usage, 64 bad configuration, 75 the device failed and the worker can be started
+/// again.
 pub fn run<I>(args: I) -> ExitCode
 where
     I: IntoIterator,
@@ -182,9 +193,23 @@ where
         Err(error) => {
             // Telemetry may not be set up, and is flushed by now.
             let _ = writeln!(std::io::stderr(), "worker: {error}");
+            if matches!(error, WorkerError::DeviceFailed(_)) {
+                abort_if_stuck();
+            }
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// A device that hangs may keep the process from ending: then it is cut.
+fn abort_if_stuck() {
+    // Detached on purpose: the process ends before it, or by it.
+    let watch = std::thread::Builder::new().name("exit watch".to_owned()).spawn(|| {
+        #[expect(clippy::disallowed_methods, reason = "nothing else is left to wait for")]
+        std::thread::sleep(LAST_PATIENCE);
+        std::process::abort();
+    });
+    drop(watch);
 }
 
 fn run_with(args: &Args) -> Result<(), WorkerError> {
@@ -196,7 +221,7 @@ fn run_with(args: &Args) -> Result<(), WorkerError> {
     settings.validate()?;
     let _telemetry = Telemetry::init("llama-mesh-worker", &settings.telemetry)?;
     config::log_effective(&settings);
-    log_dispatch(&environment, settings.mesh()?.device());
+    log_dispatch(&environment, settings.mesh()?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("worker")
@@ -211,9 +236,18 @@ fn run_with(args: &Args) -> Result<(), WorkerError> {
     result
 }
 
-/// What the host's environment means for the cores of `device`.
-fn log_dispatch(environment: &DeviceEnvironment, device: Device) {
-    let DispatchReport { dispatch, grid, warning } = environment.dispatch(device);
+/// What settings and environment mean for the cores of a card.
+fn log_dispatch(environment: &DeviceEnvironment, mesh: MeshChoice) {
+    let device = mesh.device();
+    let mut report = environment.dispatch(device);
+    if let MeshChoice::Card { dispatch, .. } = mesh
+        && dispatch != report.dispatch
+    {
+        // A setting goes over the variable.
+        let grid = device.compute_grid(dispatch);
+        report = DispatchReport { dispatch, grid, warning: None };
+    }
+    let DispatchReport { dispatch, grid, warning } = report;
     let wh_arch_yaml = environment.wh_arch_yaml.as_deref().unwrap_or("unset");
     if let Some([columns, rows]) = grid {
         let grid = format!("{columns}x{rows}");
@@ -275,6 +309,10 @@ mod tests {
             "--device",
             "t3k",
             "--simulate",
+            "--dispatch",
+            "worker",
+            "--ttnn-site-packages",
+            "/p",
             "--chips",
             "8",
             "--threads",

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::listen::ListenAddress;
 
 mod device;
+mod ttnn;
 
 pub use device::{DeviceEnvironment, DeviceKind, DispatchReport, MeshChoice};
+pub use ttnn::{DispatchKind, TtnnConfig};
 
 /// Prefix of the environment's settings.
 pub const ENV_PREFIX: &str = "LLAMA_MESH_WORKER";
@@ -25,6 +27,8 @@ const MAX_CHIPS: u32 = 8;
 const MAX_NUM_SEQS: u32 = 1024;
 /// Upper bound of `threads`.
 const MAX_THREADS: u32 = 1024;
+/// Tokens of a step on the CPU unless asked for.
+const CPU_BATCHED_TOKENS: u32 = 256;
 /// Most alternatives that one step may report, of all its sequences: they take
 /// 8 bytes each, and go out in one message of at most 4 MiB.
 const MAX_ALTERNATIVES: u32 = 1 << 18;
@@ -67,14 +71,16 @@ pub struct WorkerConfig {
     /// Sequences accepted beyond those, so that a finished one is replaced
     /// without asking; a quarter of `max_num_seqs` where unset.
     pub max_waiting_seqs: Option<u32>,
-    /// Most tokens in one step.
-    pub max_num_batched_tokens: u32,
+    /// Most tokens in one step; 256 on the CPU, 2048 on a card where unset.
+    pub max_num_batched_tokens: Option<u32>,
     /// Most alternatives reported beside a token.
     pub max_logprobs: u32,
     /// Find KV blocks again by content.
     pub prefix_cache: bool,
     /// Size of the KV cache.
     pub kv: KvConfig,
+    /// Tenstorrent cards.
+    pub ttnn: TtnnConfig,
     /// How long admitted sequences may take to finish when the worker stops.
     pub grace_ms: u64,
     /// Logs and traces.
@@ -142,10 +148,11 @@ impl Default for WorkerConfig {
             max_model_len: None,
             max_num_seqs: 32,
             max_waiting_seqs: None,
-            max_num_batched_tokens: 256,
+            max_num_batched_tokens: None,
             max_logprobs: 20,
             prefix_cache: true,
             kv: KvConfig::default(),
+            ttnn: TtnnConfig::default(),
             grace_ms: 30_000,
             telemetry: TelemetryConfig::default(),
         }
@@ -164,7 +171,10 @@ impl WorkerConfig {
     /// # Errors
     /// Names the first key whose value cannot be used.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.mesh()?;
+        let mesh = self.mesh()?;
+        if mesh.is_card() {
+            self.check_card(mesh.device())?;
+        }
         if self.kv.dtype == Some(KvDType::F32) && self.optimizations != OptimizationsKind::F32 {
             let reason = "is f32, which only the optimizations f32 may have: use bf16 or bfp8";
             return Err(ConfigError::value("kv.dtype", reason));
@@ -203,7 +213,7 @@ impl WorkerConfig {
             );
             return Err(ConfigError::value("max_logprobs", reason));
         }
-        let budget = self.max_num_batched_tokens;
+        let budget = self.num_batched_tokens();
         if budget < seqs {
             let reason = format!("is {budget}, it must be at least max_num_seqs, {seqs}");
             return Err(ConfigError::value("max_num_batched_tokens", reason));

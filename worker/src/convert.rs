@@ -93,6 +93,9 @@ pub fn finish(request_key: u32, reason: &FinishReason, timing: &SequenceTiming) 
         FinishReason::Device(message) => {
             (wire::FinishReason::Error, None, Some((tonic::Code::Internal, message.clone())))
         }
+        FinishReason::DeviceFailed(message) => {
+            (wire::FinishReason::Error, None, Some((tonic::Code::Unavailable, message.clone())))
+        }
     };
     let (code, message) = error.unzip();
     wire::Finish {
@@ -227,5 +230,7 @@ mod tests {
             assert_eq!((error.reason(), error.code), (wire::FinishReason::Error, Some(13)));
             assert!(error.message.is_some_and(|message| !message.is_empty()));
         }
+        let lost = of(FinishReason::DeviceFailed("hung".into()));
+        assert_eq!((lost.reason(), lost.code), (wire::FinishReason::Error, Some(14)));
     }
 }

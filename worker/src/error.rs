@@ -10,6 +10,10 @@ use tonic::{Code, Status};
 
 use crate::engine::SubmitError;
 
+/// Exit code of a process whose device failed or hung: whatever it did goes on
+/// elsewhere, and it can be started again (`EX_TEMPFAIL`).
+pub const EXIT_DEVICE_FAILED: u8 = 75;
+
 /// Why a worker could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -37,6 +41,13 @@ pub enum WorkerError {
     /// The mesh could not be opened.
     #[error(transparent)]
     Mesh(#[from] mesh::MeshError),
+    /// Another process has the cards.
+    #[error(transparent)]
+    Board(#[from] mesh_ttnn::board::LockError),
+    /// The cards could not be opened.
+    #[cfg(feature = "ttnn")]
+    #[error(transparent)]
+    Card(#[from] mesh_ttnn::python::OpenError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -68,7 +79,8 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// The process's exit code: 64 for bad configuration, else 1.
+    /// The process's exit code: 64 for bad configuration, 75 for a device that
+    /// failed while it served, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -78,6 +90,7 @@ impl WorkerError {
             }
             Self::Telemetry(TelemetryError::Endpoint { .. }) => EXIT_BAD_CONFIG,
             Self::Plan(_) | Self::DoesNotFit(_) => EXIT_BAD_CONFIG,
+            Self::DeviceFailed(_) => EXIT_DEVICE_FAILED,
             _ => 1,
         }
     }
@@ -144,9 +157,10 @@ mod tests {
     }
 
     #[test]
-    fn only_bad_settings_exit_with_64() {
+    fn exit_codes_tell_bad_settings_and_failed_devices_from_the_rest() {
         let config = WorkerError::from(ConfigError::value("threads", "is 0"));
         assert_eq!(config.exit_code(), 64);
-        assert_eq!(WorkerError::DeviceFailed("x".into()).exit_code(), 1);
+        assert_eq!(WorkerError::DeviceFailed("x".into()).exit_code(), 75);
+        assert_eq!(WorkerError::Panicked("x").exit_code(), 1);
     }
 }

@@ -109,8 +109,11 @@ pub enum FinishReason {
     Deadline,
     /// The logits were not finite.
     Numerical,
-    /// The mesh failed; the text says how.
+    /// The mesh failed on this sequence; the text says how.
     Device(String),
+    /// The mesh has failed as a whole, whatever the sequence: it can go on
+    /// elsewhere. The text says how.
+    DeviceFailed(String),
 }
 
 /// What the engine tells a client, in the order it happened.

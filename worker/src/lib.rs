@@ -10,8 +10,10 @@ pub mod config;
 pub mod error;
 pub mod identity;
 pub mod listen;
+pub mod load_stage;
 pub mod memory;
 pub mod metrics;
+pub mod owner_thread;
 mod sizing;
 
 pub mod service;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::shutdown::Shutdown;
+use mesh::MeshStatus;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,6 +45,9 @@ const PREFILL_SECONDS: &str = "llama_mesh_worker_request_prefill_seconds";
 const DECODE_SECONDS: &str = "llama_mesh_worker_request_decode_seconds";
 const GATEWAYS: &str = "llama_mesh_worker_gateways_connected";
 const LOADED: &str = "llama_mesh_worker_model_loaded_ratio";
+const PROGRAMS: &str = "llama_mesh_worker_device_programs";
+const KERNELS: &str = "llama_mesh_worker_device_kernels";
+const DEVICE_SECONDS: &str = "llama_mesh_worker_step_device_seconds";
 
 /// Installs the process's recorder and says what each metric means.
 ///
@@ -60,6 +64,8 @@ pub fn install() -> Result<PrometheusHandle, WorkerError> {
     describe_gauge!(KV_BLOCKS, "All KV blocks.");
     describe_gauge!(GATEWAYS, "Gateways with an open stream.");
     describe_gauge!(LOADED, "Share of the weights that is loaded.");
+    describe_gauge!(PROGRAMS, "Programs made for the chips; steady once all steps were run.");
+    describe_gauge!(KERNELS, "Compiled kernels on disk.");
     describe_counter!(STEPS, "Engine steps.");
     describe_counter!(PREFILL_TOKENS, "Tokens computed in prefill chunks.");
     describe_counter!(DECODE_TOKENS, "Tokens computed as decodes.");
@@ -69,6 +75,10 @@ pub fn install() -> Result<PrometheusHandle, WorkerError> {
     describe_counter!(REFUSED, "Requests not taken, by gRPC code.");
     describe_histogram!(STEP_SECONDS, "Time of a step, one a second.");
     describe_histogram!(FORWARD_SECONDS, "Time of a step on the mesh alone, one a second.");
+    describe_histogram!(
+        DEVICE_SECONDS,
+        "Parts of a step on a device (inputs, dispatch, read) by phase, one a second."
+    );
     describe_histogram!(QUEUE_SECONDS, "Time before a sequence's first prefill chunk.");
     describe_histogram!(PREFILL_SECONDS, "First prefill chunk to first token.");
     describe_histogram!(DECODE_SECONDS, "First token to the end.");
@@ -107,6 +117,7 @@ pub fn reason_name(reason: &FinishReason) -> &'static str {
         FinishReason::Cancelled => "cancelled",
         FinishReason::Deadline => "deadline",
         FinishReason::Numerical | FinishReason::Device(_) => "error",
+        FinishReason::DeviceFailed(_) => "device_failed",
     }
 }
 
@@ -136,9 +147,29 @@ fn record_status(status: &EngineStatus, stepped: bool) {
     counter!(DECODE_TOKENS).absolute(status.totals.decode_tokens);
     counter!(CACHED_TOKENS).absolute(status.totals.cached_tokens);
     counter!(PREEMPTIONS).absolute(status.totals.preemptions);
+    let MeshStatus { programs, kernels, .. } = status.mesh;
+    gauge!(PROGRAMS).set(u32::try_from(programs).unwrap_or(u32::MAX));
+    gauge!(KERNELS).set(u32::try_from(kernels).unwrap_or(u32::MAX));
     if stepped {
+        record_device_times(status);
         histogram!(STEP_SECONDS).record(status.timing.step);
         histogram!(FORWARD_SECONDS).record(status.timing.forward);
+    }
+}
+
+/// Where a device's step went. A mesh that does not tell has taken no time.
+fn record_device_times(status: &EngineStatus) {
+    let MeshStatus { inputs, dispatch, read, .. } = status.mesh;
+    if inputs + dispatch + read == Duration::ZERO {
+        return;
+    }
+    let phase = match (status.timing.prefill_tokens, status.timing.decode_tokens) {
+        (_, 0) => "prefill",
+        (0, _) => "decode",
+        _ => "mixed",
+    };
+    for (part, took) in [("inputs", inputs), ("dispatch", dispatch), ("read", read)] {
+        histogram!(DEVICE_SECONDS, "phase" => phase, "part" => part).record(took);
     }
 }
 
@@ -202,6 +233,7 @@ async fn answer(mut stream: TcpStream, handle: &PrometheusHandle) -> std::io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::StepTiming;
 
     async fn get(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -217,7 +249,11 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            record_status(&EngineStatus { step: 7, ..EngineStatus::default() }, true);
+            let read = Duration::from_millis(3);
+            let mesh = MeshStatus { programs: 41, kernels: 9, read, ..MeshStatus::default() };
+            let timing = StepTiming { decode_tokens: 2, ..StepTiming::default() };
+            let status = EngineStatus { step: 7, mesh, timing, ..EngineStatus::default() };
+            record_status(&status, true);
             finished(&FinishReason::Length, &SequenceTiming::default());
         });
         let address = serve(&shutdown, "127.0.0.1:0".parse().unwrap(), handle).await.unwrap();
@@ -225,6 +261,9 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.contains("llama_mesh_worker_steps_total 7"), "{answer}");
         assert!(answer.contains("reason=\"length\""), "{answer}");
+        assert!(answer.contains("llama_mesh_worker_device_programs 41"), "{answer}");
+        assert!(answer.contains("llama_mesh_worker_device_kernels 9"), "{answer}");
+        assert!(answer.contains("phase=\"decode\",part=\"read\""), "{answer}");
         let other = get(address, "GET / HTTP/1.1\r\n\r\n").await;
         assert!(other.starts_with("HTTP/1.1 404"), "{other}");
         shutdown.drain(Duration::from_secs(1)).await;

@@ -15,8 +15,7 @@ mod trace;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use common::shutdown::Shutdown;
@@ -33,6 +32,7 @@ use self::gateways::Gateways;
 use crate::convert;
 use crate::engine::EngineHandle;
 use crate::identity::Identity;
+use crate::load_stage::LoadStage;
 
 /// Largest message that is read or written, in bytes. A prompt of 128 k ids
 /// takes 0.4 MB.
@@ -77,7 +77,7 @@ struct State {
     /// Fires when no more work is taken: with the process, or by `Drain`.
     draining: CancellationToken,
     ready: OnceLock<Ready>,
-    loaded_percent: AtomicU8,
+    load_stage: Mutex<Option<LoadStage>>,
     gateways: Arc<Gateways>,
     pace: Pace,
 }
@@ -103,16 +103,16 @@ impl WorkerService {
             shutdown,
             draining,
             ready: OnceLock::new(),
-            loaded_percent: AtomicU8::new(0),
+            load_stage: Mutex::new(None),
             gateways: Arc::new(Gateways::default()),
             pace,
         };
         Self { state: Arc::new(state) }
     }
 
-    /// How much of the model is loaded, for those who ask too early.
-    pub fn set_loaded_percent(&self, percent: u8) {
-        self.state.loaded_percent.store(percent, Ordering::Relaxed);
+    /// How far the load has come, for those who ask too early.
+    pub fn set_load_stage(&self, stage: LoadStage) {
+        *self.state.load_stage.lock().unwrap_or_else(PoisonError::into_inner) = Some(stage);
     }
 
     /// From now on work is taken: `waiting_seqs` sequences beyond what is
@@ -164,8 +164,9 @@ impl WorkerService {
 
     fn ready(&self) -> Result<&Ready, Status> {
         self.state.ready.get().ok_or_else(|| {
-            let percent = self.state.loaded_percent.load(Ordering::Relaxed);
-            Status::unavailable(format!("the model is loading, {percent} % are done"))
+            let stage = *self.state.load_stage.lock().unwrap_or_else(PoisonError::into_inner);
+            let words = stage.map(|stage| stage.to_string());
+            Status::unavailable(words.unwrap_or_else(|| "the model is loading".to_owned()))
         })
     }
 }

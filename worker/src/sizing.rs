@@ -2,7 +2,8 @@
 //! refusal of what does not fit, before a weight is read.
 //!
 //! Two memories bound a simulated device: a chip's own DRAM, as if it were
-//! real, and this machine's, which holds every chip.
+//! real, and this machine's, which holds every chip. A real card is bound by its
+//! own alone.
 
 use common::config::ConfigError;
 use llama::{Device, DevicePlan, DoesNotFit, LlamaConfig, Workload};
@@ -65,7 +66,7 @@ pub(crate) fn limits(
     Ok(Limits {
         max_model_len: u32::try_from(max_model_len).unwrap_or(u32::MAX),
         max_num_seqs: config.max_num_seqs,
-        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_num_batched_tokens: config.num_batched_tokens(),
         num_kv_blocks,
         kv_block_size: config.kv.block_size,
         max_logprobs: config.max_logprobs,
@@ -86,10 +87,10 @@ fn too_long(wanted: u64, limit: u64, model: &LlamaConfig, mesh: MeshChoice) -> C
 struct Sizing<'a> {
     config: &'a WorkerConfig,
     model: &'a LlamaConfig,
-    /// The card that is simulated, if one is.
+    /// The card that is simulated or used, if one is.
     card: Option<Device>,
-    /// The chips that compute.
-    cpu: Device,
+    /// The chips that compute, where they are this machine's.
+    cpu: Option<Device>,
     host: HostMemory,
 }
 
@@ -100,11 +101,15 @@ impl<'a> Sizing<'a> {
         mesh: MeshChoice,
         host: HostMemory,
     ) -> Result<Self, WorkerError> {
-        let MeshChoice::Cpu { num_chips, simulates } = mesh;
-        let cpu = Device::Cpu { num_chips: num_chips as usize };
-        let sizing = Self { config, model, card: simulates, cpu, host };
+        let (card, cpu) = match mesh {
+            MeshChoice::Cpu { num_chips, simulates } => {
+                (simulates, Some(Device::Cpu { num_chips: num_chips as usize }))
+            }
+            MeshChoice::Card { device, .. } => (Some(device), None),
+        };
+        let sizing = Self { config, model, card, cpu, host };
         // For its error, which says how many chips would do.
-        sizing.on(cpu, 1, 0)?;
+        sizing.on(cpu.unwrap_or(mesh.device()), 1, 0)?;
         Ok(sizing)
     }
 
@@ -120,33 +125,43 @@ impl<'a> Sizing<'a> {
             max_model_len: usize::try_from(max_model_len).unwrap_or(usize::MAX),
             kv_tokens: usize::try_from(blocks).unwrap_or(usize::MAX).saturating_mul(kv_block_size),
             kv_block_size,
-            prefill_chunk: self.config.max_num_batched_tokens as usize,
+            prefill_chunk: self.config.num_batched_tokens() as usize,
         };
         Ok(DevicePlan::new(self.model, device, self.config.policy(self.model), workload)?)
     }
 
     /// Memory of one block over all layers and chips, in bytes, padding included.
     fn block_bytes(&self) -> Result<u64, WorkerError> {
-        let chips = self.cpu.num_chips() as u64;
-        Ok((self.on(self.cpu, 1, 1)?.cache_bytes() * chips).max(1))
+        let computes = self.cpu.or(self.card).expect("a mesh is one or the other");
+        let chips = computes.num_chips() as u64;
+        Ok((self.on(computes, 1, 1)?.cache_bytes() * chips).max(1))
     }
 
-    /// Blocks of the cache that is made unasked: at most 1 GiB, half of what is
-    /// free, and what the weights leave, here and on the simulated chips.
+    /// Blocks of the cache that is made unasked: here at most 1 GiB, half of what
+    /// is free, and what the weights leave; what they leave on the card.
     fn spare_blocks(&self, max_model_len: u64) -> Result<u64, WorkerError> {
-        let free = self.host.available.unwrap_or(DEFAULT_KV_BYTES * 2);
-        let mut bytes = DEFAULT_KV_BYTES.min(free / 2);
-        if self.host.available.is_some() {
-            let without = self.on(self.cpu, max_model_len, 0)?;
-            bytes = bytes.min(free.saturating_sub(self.held(&without)));
+        let mut blocks = u64::MAX;
+        if let Some(cpu) = self.cpu {
+            let free = self.host.available.unwrap_or(DEFAULT_KV_BYTES * 2);
+            let mut bytes = DEFAULT_KV_BYTES.min(free / 2);
+            if self.host.available.is_some() {
+                let without = self.on(cpu, max_model_len, 0)?;
+                bytes = bytes.min(free.saturating_sub(self.held(&without)));
+            }
+            blocks = bytes / self.block_bytes()?;
         }
-        let mut blocks = bytes / self.block_bytes()?;
         if let Some((card, memory)) = self.card.and_then(|card| Some((card, card.chip_memory()?))) {
             let without = self.on(card, max_model_len, 0)?.chip_bytes();
             let block = self.on(card, max_model_len, 1)?.cache_bytes().max(1);
-            blocks = blocks.min(memory.saturating_sub(without) / block);
+            let on_card = memory.saturating_sub(without) / block;
+            blocks = blocks.min(on_card.saturating_sub(self.num_spare_blocks()));
         }
         Ok(blocks)
+    }
+
+    /// A card keeps one block for what nobody is to read.
+    fn num_spare_blocks(&self) -> u64 {
+        u64::from(self.cpu.is_none())
     }
 
     /// Bytes of this machine's memory that cannot be given back.
@@ -157,9 +172,10 @@ impl<'a> Sizing<'a> {
 
     fn check(&self, max_model_len: u64, blocks: u64) -> Result<(), WorkerError> {
         if let Some(card) = self.card {
-            self.on(card, max_model_len, blocks)?.check(None)?;
+            self.on(card, max_model_len, blocks + self.num_spare_blocks())?.check(None)?;
         }
-        let plan = self.on(self.cpu, max_model_len, blocks)?;
+        let Some(cpu) = self.cpu else { return Ok(()) };
+        let plan = self.on(cpu, max_model_len, blocks)?;
         let mapped = if self.host.weights_are_mapped { plan.total_weight_bytes() } else { 0 };
         let available = self.host.available.map(|bytes| bytes.saturating_add(mapped));
         let result: Result<(), DoesNotFit> = plan.check(available);

@@ -33,5 +33,21 @@ pub(crate) fn path(config: &WorkerConfig, files: &ModelFiles, num_chips: u32) ->
     Some(directory.join(device).join(format!("{optimizations}{chips}.weights")))
 }
 
+/// The folder for what a card itself keeps: `T3K/performance` below the
+/// checkpoint's directory, or none, as for [`path`].
+#[cfg(any(test, feature = "ttnn"))]
+pub(crate) fn card_directory(
+    config: &WorkerConfig,
+    files: &ModelFiles,
+    device: llama::Device,
+) -> Option<PathBuf> {
+    let directory = match files {
+        ModelFiles::Gguf(_) => return None,
+        ModelFiles::HuggingFace(directory) | ModelFiles::Meta(directory) => directory,
+    };
+    let optimizations = Optimizations::from(config.optimizations).to_string();
+    config.weight_cache.then(|| directory.join(device.to_string()).join(optimizations))
+}
+
 #[cfg(test)]
 mod tests;

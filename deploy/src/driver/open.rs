@@ -13,6 +13,7 @@ use worker::backend::{self, LoadedModel};
 use worker::config::{DeviceEnvironment, ENV_PREFIX, WorkerConfig};
 use worker::error::WorkerError;
 use worker::identity::Identity;
+use worker::load_stage::LoadStage;
 
 use super::{BlockTables, Driver};
 use crate::cli::ModelArgs;
@@ -102,8 +103,8 @@ impl Opened {
         settings.kv.blocks = Some(sizes.num_blocks.unwrap_or_else(|| number(needed)));
         settings.max_model_len = Some(number(sizes.max_len));
         settings.max_num_seqs = number(sizes.num_sequences);
-        settings.max_num_batched_tokens =
-            settings.max_num_batched_tokens.max(settings.max_num_seqs);
+        let tokens = settings.num_batched_tokens().max(settings.max_num_seqs);
+        settings.max_num_batched_tokens = Some(tokens);
         settings.validate().map_err(WorkerError::from)?;
         eprintln!("Initializing device");
         let start = Instant::now();
@@ -121,11 +122,18 @@ impl Opened {
 
 fn load_with_progress(settings: &WorkerConfig) -> Result<LoadedModel, WorkerError> {
     let mut progress = None;
-    let loaded = backend::load_model(settings, &mut |load| {
-        progress
+    let mut compiling = None;
+    let loaded = backend::load_model(settings, &mut |stage| match stage {
+        LoadStage::Weights(load) => progress
             .get_or_insert_with(|| Progress::bytes("Loading weights", load.total_bytes))
-            .set(load.done_bytes);
+            .set(load.done_bytes),
+        LoadStage::Compiling { done, total, .. } => compiling
+            .get_or_insert_with(|| Progress::steps("Compiling", total as u64))
+            .set(done as u64),
     });
+    if let Some(compiling) = compiling {
+        if loaded.is_ok() { compiling.finish() } else { compiling.abandon() }
+    }
     if let Some(progress) = progress {
         if loaded.is_ok() { progress.finish() } else { progress.abandon() }
     }

@@ -46,6 +46,13 @@ pub enum MeshError {
     /// The device failed; the mesh cannot be used any further.
     #[error("device failed: {0}")]
     Device(String),
+    /// The device does not answer; neither it nor the thread that waits for it
+    /// can be used any further.
+    #[error("the device has not answered for {waited:?}")]
+    Hung {
+        /// For how long it was waited for.
+        waited: std::time::Duration,
+    },
 }
 
 /// Shape of attention over the whole mesh (not per chip).

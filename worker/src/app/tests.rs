@@ -217,3 +217,24 @@ async fn the_server_announces_its_limits() {
         assert_eq!(settings.get(&setting), Some(&value), "setting {setting}: {settings:?}");
     }
 }
+
+#[tokio::test]
+async fn a_reset_is_run_and_never_waited_for_longer_than_its_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = dir.path().join("done");
+    let settings = |command: &[&str]| TtnnConfig {
+        reset_command: command.iter().map(|word| (*word).to_owned()).collect(),
+        reset_timeout_ms: 5_000,
+        ..TtnnConfig::default()
+    };
+    reset(&settings(&[])).await;
+    assert!(!done.exists());
+    reset(&settings(&["touch", done.to_str().unwrap()])).await;
+    assert!(done.exists());
+    // Neither a failure, nor a missing program, nor a hang is the end of the world.
+    reset(&settings(&["false"])).await;
+    reset(&settings(&["/no/such/program"])).await;
+    let begun = std::time::Instant::now();
+    reset(&TtnnConfig { reset_timeout_ms: 50, ..settings(&["sleep", "600"]) }).await;
+    assert!(begun.elapsed() < LONG);
+}

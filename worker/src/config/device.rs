@@ -1,10 +1,14 @@
 //! What to run on: the settings, and the environment variables of Tenstorrent's
 //! own software that stand in where a setting is left open.
 
+use std::path::Path;
+
 use common::config::ConfigError;
 use llama::{Device, Dispatch};
+use mesh_ttnn::board::{BoardKind, detect_board};
 use serde::{Deserialize, Serialize};
 
+use super::ttnn::IN_THIS_BUILD;
 use super::{MAX_CHIPS, WorkerConfig};
 
 /// What to run on.
@@ -42,6 +46,13 @@ pub enum MeshChoice {
         /// The card whose plan and limits they follow.
         simulates: Option<Device>,
     },
+    /// Tenstorrent chips.
+    Card {
+        /// Which.
+        device: Device,
+        /// Which cores dispatch commands.
+        dispatch: Dispatch,
+    },
 }
 
 /// Variables that other software for these devices reads too.
@@ -53,6 +64,8 @@ pub struct DeviceEnvironment {
     pub fake_device: Option<String>,
     /// `WH_ARCH_YAML`: decides which cores dispatch commands.
     pub wh_arch_yaml: Option<String>,
+    /// `TT_METAL_MOCK_CLUSTER_DESC_PATH`: mock devices stand in for cards.
+    pub mock_cluster: Option<String>,
 }
 
 /// Where commands are dispatched, and what that leaves to compute.
@@ -78,6 +91,7 @@ impl DeviceEnvironment {
             mesh_device: read("MESH_DEVICE"),
             fake_device: read("FAKE_DEVICE"),
             wh_arch_yaml: read("WH_ARCH_YAML"),
+            mock_cluster: read("TT_METAL_MOCK_CLUSTER_DESC_PATH"),
         }
     }
 
@@ -124,8 +138,18 @@ impl MeshChoice {
     /// The device whose plan is followed: a card, or the CPU itself.
     #[must_use]
     pub fn device(self) -> Device {
-        let Self::Cpu { num_chips, simulates } = self;
-        simulates.unwrap_or(Device::Cpu { num_chips: num_chips as usize })
+        match self {
+            Self::Cpu { num_chips, simulates } => {
+                simulates.unwrap_or(Device::Cpu { num_chips: num_chips as usize })
+            }
+            Self::Card { device, .. } => device,
+        }
+    }
+
+    /// Whether it is a card itself.
+    #[must_use]
+    pub fn is_card(self) -> bool {
+        matches!(self, Self::Card { .. })
     }
 }
 
@@ -141,24 +165,51 @@ impl From<Device> for DeviceKind {
 }
 
 impl WorkerConfig {
-    /// Fills in the device from the environment where it is left open.
+    /// Fills in the device from the environment where it is left open, or else,
+    /// in a build that can drive cards, from the cards that this host has.
     ///
     /// # Errors
-    /// A variable that names no device, or one that cannot be used.
+    /// A variable that names no device, or one that cannot be used; cards that
+    /// are no device.
     pub fn apply_environment(
         &mut self,
         environment: &DeviceEnvironment,
     ) -> Result<(), ConfigError> {
+        if let Some(path) = &environment.mock_cluster {
+            self.ttnn.mock.get_or_insert_with(|| path.into());
+        }
+        if let Some(yaml) = &environment.wh_arch_yaml {
+            self.ttnn.dispatch.get_or_insert_with(|| Dispatch::from_arch_yaml(yaml).into());
+        }
         if self.device != DeviceKind::Auto {
             return Ok(());
         }
-        let Some((variable, device)) = environment.device()? else { return Ok(()) };
+        let Some((variable, device)) = environment.device()? else {
+            return self.detect_card(Path::new("/"));
+        };
         self.device = device.into();
         // The setting is not the user's: say where it is from.
         self.mesh().map(|_| ()).map_err(|error| ConfigError::Environment {
             name: variable.to_owned(),
             reason: format!("is {device}: {error}"),
         })
+    }
+
+    /// Takes the cards of the host whose file system starts at `root`.
+    fn detect_card(&mut self, root: &Path) -> Result<(), ConfigError> {
+        if !IN_THIS_BUILD || self.simulate {
+            return Ok(());
+        }
+        let board = detect_board(root)
+            .map_err(|error| ConfigError::value("device", format!("is auto: {error}")))?;
+        if let Some(board) = board {
+            self.device = match board.kind {
+                BoardKind::N150 => DeviceKind::N150,
+                BoardKind::N300 => DeviceKind::N300,
+                BoardKind::T3k => DeviceKind::T3K,
+            };
+        }
+        Ok(())
     }
 
     /// The mesh to run on.
@@ -174,10 +225,10 @@ impl WorkerConfig {
             DeviceKind::T3K => Some(Device::T3K),
         };
         let of_card = card.map(|card| card.num_chips() as u32);
-        if let Some(name) = card.filter(|_| !self.simulate) {
+        if let Some(name) = card.filter(|_| !self.simulate && !IN_THIS_BUILD) {
             let reason = format!(
-                "{name} needs the ttnn build; use --simulate to run the same plan on \
-                 simulated chips"
+                "{name} needs the ttnn build (cargo build --features ttnn); use --simulate to \
+                 run the same plan on simulated chips"
             );
             return Err(ConfigError::value("device", reason));
         }
@@ -192,19 +243,26 @@ impl WorkerConfig {
             let reason = format!("is {num_chips}, it must be 1 to {MAX_CHIPS}");
             return Err(ConfigError::value("chips", reason));
         }
-        Ok(MeshChoice::Cpu { num_chips, simulates: card })
+        Ok(match card {
+            Some(device) if !self.simulate => {
+                let dispatch = self.ttnn.dispatch.map_or(Dispatch::Ethernet, Dispatch::from);
+                MeshChoice::Card { device, dispatch }
+            }
+            simulates => MeshChoice::Cpu { num_chips, simulates },
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DispatchKind;
 
     fn named(mesh_device: Option<&str>, fake_device: Option<&str>) -> DeviceEnvironment {
         DeviceEnvironment {
             mesh_device: mesh_device.map(Into::into),
             fake_device: fake_device.map(Into::into),
-            wh_arch_yaml: None,
+            ..DeviceEnvironment::default()
         }
     }
 
@@ -237,11 +295,58 @@ mod tests {
         assert!(text.contains("MESH_DEVICE") && text.contains("\"TG\""), "{text}");
         let text = refusal(WorkerConfig::default(), named(None, Some("x")));
         assert!(text.contains("FAKE_DEVICE") && text.contains("T3000"), "{text}");
-        let text = refusal(WorkerConfig::default(), named(Some("N300"), None));
-        assert!(text.contains("MESH_DEVICE") && text.contains("--simulate"), "{text}");
+        if !IN_THIS_BUILD {
+            let text = refusal(WorkerConfig::default(), named(Some("N300"), None));
+            assert!(text.contains("MESH_DEVICE") && text.contains("--simulate"), "{text}");
+        }
         let three = WorkerConfig { chips: Some(3), simulate: true, ..WorkerConfig::default() };
         let text = refusal(three, named(Some("N300"), None));
         assert!(text.contains("MESH_DEVICE") && text.contains("an N300 has 2"), "{text}");
+    }
+
+    #[test]
+    fn a_card_of_this_build_follows_the_environment_and_the_settings_go_over_it() {
+        let environment = DeviceEnvironment {
+            mock_cluster: Some("/m.yaml".into()),
+            wh_arch_yaml: Some("other.yaml".into()),
+            ..named(Some("N300"), None)
+        };
+        let mut open = WorkerConfig::default();
+        let applied = open.apply_environment(&environment);
+        assert_eq!(applied.is_ok(), IN_THIS_BUILD);
+        assert_eq!(open.ttnn.mock.as_deref(), Some(Path::new("/m.yaml")));
+        assert_eq!(open.ttnn.dispatch, Some(DispatchKind::Worker));
+        let mut said = WorkerConfig { device: DeviceKind::T3K, ..WorkerConfig::default() };
+        said.ttnn.dispatch = Some(DispatchKind::Eth);
+        said.apply_environment(&environment).unwrap();
+        assert_eq!(said.ttnn.dispatch, Some(DispatchKind::Eth));
+        let card = MeshChoice::Card { device: Device::T3K, dispatch: Dispatch::Ethernet };
+        assert_eq!(said.mesh().ok(), IN_THIS_BUILD.then_some(card));
+        let tokens = if IN_THIS_BUILD { 2048 } else { 256 };
+        assert_eq!(said.num_batched_tokens(), tokens);
+    }
+
+    #[test]
+    fn an_open_device_is_the_cards_that_are_there() {
+        let host = tempfile::tempdir().unwrap();
+        let detect = |config: &WorkerConfig| {
+            let mut config = config.clone();
+            config.detect_card(host.path()).unwrap();
+            config.device
+        };
+        let open = WorkerConfig::default();
+        assert_eq!(detect(&open), DeviceKind::Auto);
+        let write = |path: &str, text: &str| {
+            let path = host.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("dev/tenstorrent/0", "");
+        write("sys/class/tenstorrent/tenstorrent!0/tt_card_type", "n300");
+        let found = if IN_THIS_BUILD { DeviceKind::N300 } else { DeviceKind::Auto };
+        assert_eq!(detect(&open), found);
+        let simulated = WorkerConfig { simulate: true, ..open };
+        assert_eq!(detect(&simulated), DeviceKind::Auto);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use mesh::MeshStatus;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::EngineConfig;
@@ -63,6 +64,8 @@ pub struct EngineStatus {
     pub totals: Totals,
     /// Why the engine takes no more work, if it does not.
     pub failure: Option<Arc<str>>,
+    /// How the mesh was doing after the latest step.
+    pub mesh: MeshStatus,
 }
 
 #[derive(Debug)]
@@ -71,6 +74,7 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     Cancel(SequenceId),
     CancelAll(oneshot::Sender<u32>),
+    Stop,
 }
 
 #[derive(Debug)]
@@ -222,6 +226,13 @@ impl EngineHandle {
         let (sender, receiver) = oneshot::channel();
         self.send(Command::CancelAll(sender)).await?;
         receiver.await.map_err(|_| Stopped)
+    }
+
+    /// Ends the engine, whoever still has a handle: all sequences are cancelled
+    /// and the device is closed. [`super::EngineThread::join`] waits for that.
+    pub async fn stop(&self) {
+        // It may have stopped by itself.
+        let _ = self.send(Command::Stop).await;
     }
 
     /// Takes nothing new from now on, and returns when nothing is left. The

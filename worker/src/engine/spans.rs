@@ -85,6 +85,6 @@ fn name_of(reason: &FinishReason) -> &'static str {
         FinishReason::Cancelled => "cancelled",
         FinishReason::Deadline => "deadline",
         FinishReason::Numerical => "numerical_error",
-        FinishReason::Device(_) => "device_error",
+        FinishReason::Device(_) | FinishReason::DeviceFailed(_) => "device_error",
     }
 }

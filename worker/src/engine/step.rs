@@ -8,7 +8,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use mesh::{MeshError, StepBatch, StepOutput};
+use mesh::{MeshError, MeshStatus, StepBatch, StepOutput};
 
 use super::batch::{PlannedSequence, StepPlan};
 use super::state::{EngineState, Outcome};
@@ -29,6 +29,11 @@ pub trait Forward: Send {
 
     /// Logits in a row.
     fn vocab_size(&self) -> usize;
+
+    /// How the mesh is doing, as of the last step.
+    fn mesh_status(&self) -> MeshStatus {
+        MeshStatus::default()
+    }
 }
 
 impl Forward for Box<dyn Forward> {
@@ -38,6 +43,10 @@ impl Forward for Box<dyn Forward> {
 
     fn vocab_size(&self) -> usize {
         (**self).vocab_size()
+    }
+
+    fn mesh_status(&self) -> MeshStatus {
+        (**self).mesh_status()
     }
 }
 
@@ -54,6 +63,10 @@ where
 
     fn vocab_size(&self) -> usize {
         self.config().vocab_size
+    }
+
+    fn mesh_status(&self) -> MeshStatus {
+        self.mesh_status()
     }
 }
 
@@ -82,6 +95,11 @@ impl<F: Forward> Stepper<F> {
     /// Steps with this model.
     pub fn new(forward: F) -> Self {
         Self { forward, out: StepOutput::default(), scratch: Scratch::default(), panicked_steps: 0 }
+    }
+
+    /// How the mesh is doing.
+    pub fn mesh_status(&self) -> MeshStatus {
+        self.forward.mesh_status()
     }
 
     #[cfg(test)]

@@ -10,6 +10,8 @@ use tracing::Span;
 use super::fake::{FakeModel, VOCAB_SIZE, answer};
 use super::*;
 use crate::generation::{Event, FinishReason, Generation, Sampling, SequenceId};
+use crate::load_stage::LoadStage;
+use crate::owner_thread::{OwnerThread, StepBounds};
 
 pub(super) fn options() -> EngineOptions {
     EngineOptions {
@@ -248,7 +250,7 @@ async fn a_failed_device_ends_everything_and_is_reported() {
     let id = handle.submit(client.id, request(0, 50), Span::none()).unwrap();
     let (tokens, reason) = finish(&mut client, id).await;
     assert_eq!(tokens.len(), 2);
-    assert_eq!(reason, FinishReason::Device("device failed: hang up".to_owned()));
+    assert_eq!(reason, FinishReason::DeviceFailed("device failed: hang up".to_owned()));
     until(&handle, |status| status.failure.is_some()).await;
     let refused = handle.submit(client.id, request(0, 5), Span::none());
     assert_eq!(refused, Err(SubmitError::DeviceFailed("device failed: hang up".into())));
@@ -305,4 +307,61 @@ fn each_phase_is_a_child_of_the_requests_span() {
         drop(request);
         assert_eq!(closed.0.lock().unwrap().last(), Some(&("request", None)));
     });
+}
+
+/// Answers one step, and then never again while `never` lives.
+struct Hangs {
+    model: FakeModel,
+    never: std_mpsc::Receiver<()>,
+}
+
+impl Forward for Hangs {
+    fn forward(&mut self, batch: &StepBatch, out: &mut StepOutput) -> Result<(), MeshError> {
+        if self.model.num_steps > 0 {
+            let _ = self.never.recv();
+        }
+        self.model.forward(batch, out)
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB_SIZE
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_hangs_ends_everything_and_takes_no_more_work() {
+    let (held, never) = std_mpsc::channel();
+    let bound = Duration::from_millis(100);
+    let bounds = StepBounds { known: bound, first: bound };
+    let load = move |_: &mut dyn FnMut(LoadStage)| {
+        Ok::<_, std::io::Error>((Hangs { model: model(), never }, ()))
+    };
+    let (owner, ()) = OwnerThread::spawn(bounds, load, &mut |_| {}).unwrap();
+    let (handle, thread) = Engine::start(owner, options()).unwrap();
+    let mut client = handle.attach().await.unwrap();
+    let ids = [0, 1].map(|first| handle.submit(client.id, request(first, 50), Span::none()));
+    let mut reasons = Vec::new();
+    for id in ids {
+        // Both end in one message.
+        let id = id.unwrap();
+        while !reasons.iter().any(|(ended, _)| *ended == id) {
+            let step = client.events.recv().await.expect("the engine goes on");
+            for event in step.events {
+                if let Event::Finished { sequence, reason, .. } = event {
+                    reasons.push((sequence, reason));
+                }
+            }
+        }
+    }
+    for (_, reason) in reasons {
+        let hung = "the device has not answered for 100ms".to_owned();
+        assert_eq!(reason, FinishReason::DeviceFailed(hung));
+    }
+    until(&handle, |status| status.failure.is_some()).await;
+    let refused = handle.submit(client.id, request(0, 5), Span::none());
+    assert!(matches!(refused, Err(SubmitError::DeviceFailed(_))), "{refused:?}");
+    // The engine ends, although the device's thread cannot, and a handle is left.
+    handle.stop().await;
+    tokio::task::spawn_blocking(|| thread.join()).await.unwrap();
+    drop(held);
 }

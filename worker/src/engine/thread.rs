@@ -37,6 +37,7 @@ pub struct Engine<F> {
     runtime: Runtime,
     step: u64,
     failure: Option<Arc<str>>,
+    stopped: bool,
 }
 
 /// The running thread.
@@ -46,8 +47,8 @@ pub struct EngineThread {
 }
 
 impl EngineThread {
-    /// Waits for the thread, which ends when every [`EngineHandle`] is dropped.
-    /// Blocks.
+    /// Waits for the thread, which ends when every [`EngineHandle`] is dropped, or
+    /// by [`EngineHandle::stop`]. Blocks.
     pub fn join(self) {
         // The thread catches its own panics.
         let _ = self.thread.join();
@@ -68,7 +69,8 @@ impl<F: Forward + 'static> Engine<F> {
     ) -> std::io::Result<(EngineHandle, EngineThread)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let state = EngineState::new(options.config, BlockHasher::new(options.cache_key));
-        let initial = EngineStatus { load: state.load(), ..EngineStatus::default() };
+        let mesh = forward.mesh_status();
+        let initial = EngineStatus { load: state.load(), mesh, ..EngineStatus::default() };
         let (commands_tx, commands) = mpsc::channel(COMMAND_CAPACITY);
         let (status, status_rx) = watch::channel(initial);
         let (cache_events, _) = broadcast::channel(CACHE_EVENT_CAPACITY);
@@ -94,6 +96,7 @@ impl<F: Forward + 'static> Engine<F> {
             runtime,
             step: 0,
             failure: None,
+            stopped: false,
         };
         let thread =
             std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.guard())?;
@@ -126,7 +129,8 @@ impl<F: Forward> Engine<F> {
     // ------------------------------------------------------------ commands
 
     /// Takes in all commands; when idle, waits for one, or for a client to
-    /// read, or for a deadline. False when no handle is left.
+    /// read, or for a deadline. False when no handle is left, or when told to
+    /// stop.
     fn receive(&mut self, idle: bool) -> bool {
         if idle {
             match self.wait() {
@@ -142,7 +146,7 @@ impl<F: Forward> Engine<F> {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
-        true
+        !self.stopped
     }
 
     fn wait(&mut self) -> Wake {
@@ -175,6 +179,7 @@ impl<F: Forward> Engine<F> {
                 // Whoever asked may have gone meanwhile.
                 let _ = reply.send(cancelled);
             }
+            Command::Stop => self.stopped = true,
         }
     }
 
@@ -185,7 +190,7 @@ impl<F: Forward> Engine<F> {
         if !self.clients.contains(client) {
             self.state.cancel(id, now);
         } else if let Some(failure) = &self.failure {
-            self.state.finish_all(&FinishReason::Device(failure.to_string()), now);
+            self.state.finish_all(&FinishReason::DeviceFailed(failure.to_string()), now);
         }
     }
 
@@ -226,7 +231,7 @@ impl<F: Forward> Engine<F> {
     fn fail(&mut self, message: String) {
         tracing::error!(message, "the device failed; no more work is taken");
         self.failure = Some(Arc::from(message.as_str()));
-        self.state.finish_all(&FinishReason::Device(message), Instant::now());
+        self.state.finish_all(&FinishReason::DeviceFailed(message), Instant::now());
     }
 
     // ------------------------------------------------------------ events
@@ -276,6 +281,7 @@ impl<F: Forward> Engine<F> {
             timing,
             totals: self.state.totals(),
             failure: self.failure.clone(),
+            mesh: self.stepper.mesh_status(),
         });
         !verdicts.is_empty()
     }

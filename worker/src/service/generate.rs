@@ -165,6 +165,7 @@ fn status_of(end: &FinishReason) -> Option<Status> {
             Some(Status::internal("numerical_error: the logits are not finite"))
         }
         FinishReason::Device(message) => Some(Status::internal(message.clone())),
+        FinishReason::DeviceFailed(message) => Some(Status::unavailable(message.clone())),
     }
 }
 

@@ -41,7 +41,10 @@ pub(super) fn record_finish(span: &Span, reason: &FinishReason, timing: &Sequenc
     span.record("gen_ai.usage.output_tokens", timing.generated_tokens);
     span.record("gen_ai.response.finish_reasons", reason_name(reason));
     span.record("preemptions", timing.preemptions);
-    if matches!(reason, FinishReason::Numerical | FinishReason::Device(_)) {
+    if matches!(
+        reason,
+        FinishReason::Numerical | FinishReason::Device(_) | FinishReason::DeviceFailed(_)
+    ) {
         span.record("otel.status_code", "ERROR");
     }
 }

@@ -149,3 +149,19 @@ fn the_cpu_mesh_takes_the_bytes_that_are_planned() {
     let held = mesh.new_kv_cache(shape, attention).unwrap().bytes() as u64;
     assert!(held >= planned && held - planned <= 4096 * 4, "{held} {planned}");
 }
+
+#[test]
+fn a_card_is_bound_by_its_own_memory_alone() {
+    let model = family::config(Llama3Size::B8);
+    let card = MeshChoice::Card { device: Device::N300, dispatch: llama::Dispatch::Ethernet };
+    let tiny_host = HostMemory { available: Some(1 << 20), weights_are_mapped: false };
+    let config = WorkerConfig { max_num_batched_tokens: Some(2048), ..WorkerConfig::default() };
+    let sized = limits(&config, &model, card, tiny_host).unwrap();
+    assert_eq!(sized.max_model_len, 128 << 10);
+    // All that the weights leave, and one block less: no gibibyte is held to.
+    let block_bytes = u64::from(sized.kv_block_size) * 32 * 2 * 1024 * 17 / 16 / 2;
+    assert!(u64::from(sized.num_kv_blocks) * block_bytes > 4 << 30, "{sized:?}");
+    let kv = KvConfig { blocks: Some(sized.num_kv_blocks + 1), ..KvConfig::default() };
+    let text = limits(&WorkerConfig { kv, ..config }, &model, card, tiny_host).unwrap_err();
+    assert!(text.to_string().contains("N300"), "{text}");
+}

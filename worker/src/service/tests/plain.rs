@@ -1,6 +1,7 @@
 //! Describe, the plain form, and draining.
 
 use super::*;
+use crate::load_stage::LoadStage;
 
 use tonic::Code;
 
@@ -22,7 +23,14 @@ async fn collect(
 async fn nothing_is_taken_before_the_model_is_loaded() {
     let worker = Worker::start().await;
     let mut client = worker.client.clone();
-    worker.service.set_loaded_percent(40);
+    let loading = client.describe(wire::DescribeRequest {}).await.unwrap_err();
+    assert_eq!(loading.message(), "the model is loading");
+    let compiling = LoadStage::Compiling { done: 3, total: 7, programs: 120 };
+    worker.service.set_load_stage(compiling);
+    let describe = client.describe(wire::DescribeRequest {}).await.unwrap_err();
+    assert!(describe.message().contains("compiling, step 3 of 7, 120 programs"), "{describe}");
+    let weights = llama::LoadProgress { done_bytes: 2, total_bytes: 5 };
+    worker.service.set_load_stage(LoadStage::Weights(weights));
     let describe = client.describe(wire::DescribeRequest {}).await.unwrap_err();
     assert_eq!(describe.code(), Code::Unavailable);
     assert!(describe.message().contains("40 %"), "{describe}");

@@ -77,7 +77,11 @@ fn what_needs_the_distribution_or_a_reproducible_draw_is_the_hosts() {
         Generation { min_new_tokens: 2, stop_token_ids: vec![7], ..greedy() },
     ];
     for generation in of_the_host {
-        assert_eq!(plan_of(&[generation.clone()]).batch.choices, None, "{generation:?}");
+        assert_eq!(
+            plan_of(std::slice::from_ref(&generation)).batch.choices,
+            None,
+            "{generation:?}"
+        );
         // Then all rows are.
         assert_eq!(plan_of(&[greedy(), generation]).batch.choices, None);
     }
