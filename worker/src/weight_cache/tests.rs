@@ -208,3 +208,16 @@ fn one_line_says_why_a_cache_was_not_used() {
     only(&lines, &["WARN", "is not a regular file; going without a weight cache"]);
     assert_eq!(lines.len(), 1);
 }
+
+#[test]
+fn a_card_keeps_its_weights_beside_those_of_its_simulation() {
+    let files = ModelFiles::Meta("/m".into());
+    let mut config = WorkerConfig::default();
+    let of = |config: &WorkerConfig, files: &ModelFiles| {
+        card_directory(config, files, llama::Device::T3K)
+    };
+    assert_eq!(of(&config, &files), Some("/m/T3K/performance".into()));
+    assert_eq!(of(&config, &ModelFiles::Gguf("/m.gguf".into())), None);
+    config.weight_cache = false;
+    assert_eq!(of(&config, &files), None);
+}
