@@ -4,6 +4,8 @@
 //! `deploy/mock/setup.sh` prints the environment that these tests need.
 #![forbid(unsafe_code)]
 
+#[path = "ttnn/hang.rs"]
+mod hang;
 #[path = "ttnn/place.rs"]
 mod place;
 #[path = "ttnn/refusals.rs"]

@@ -17,6 +17,7 @@ pub(crate) fn cluster(name: &str) -> String {
 ///
 /// # Panics
 /// When nobody said where it is: a test without it would show nothing.
+#[expect(clippy::disallowed_methods, reason = "set up by the script that calls this test")]
 pub(crate) fn site_packages() -> String {
     std::env::var("LLAMA_MESH_TTNN_SITE_PACKAGES")
         .expect("LLAMA_MESH_TTNN_SITE_PACKAGES is set: eval \"$(deploy/mock/setup.sh)\"")

@@ -87,7 +87,9 @@ pub(super) fn load(
     let (mut owner, (description, weight_cache)) = OwnerThread::spawn(bounds, load, progress)?;
     let lengths = prefill_lengths(max_prefill_chunk.min(longest_prefill(&limits)));
     let steps = warm_up::steps(&description.rules, &lengths, &limits);
-    warm_up::run(&mut owner, &steps, progress)?;
+    // As much a failed device as later: it is reset, and the worker started again.
+    let failed = |error: MeshError| WorkerError::DeviceFailed(error.to_string());
+    warm_up::run(&mut owner, &steps, progress).map_err(failed)?;
     let identity = described.identity(config, mesh, description);
     Ok(Loaded { forward: Box::new(Card { owner, _lock: lock }), identity, weight_cache })
 }

@@ -4,11 +4,10 @@
 //! What the steps leave in the KV cache is never read: a sequence reads only
 //! positions that it has written.
 
-use mesh::{Choice, SequenceSlice, StepBatch, StepOutput, StepRules};
+use mesh::{Choice, MeshError, SequenceSlice, StepBatch, StepOutput, StepRules};
 
 use super::LoadStage;
 use crate::engine::Forward;
-use crate::error::WorkerError;
 use crate::identity::Limits;
 
 /// How a random choice begins: its numbers compile nothing of their own.
@@ -82,7 +81,7 @@ pub(super) fn run<F: Forward>(
     forward: &mut F,
     steps: &[StepBatch],
     progress: &mut dyn FnMut(LoadStage),
-) -> Result<(), WorkerError> {
+) -> Result<(), MeshError> {
     let total = steps.len();
     let mut out = StepOutput::default();
     for (done, step) in steps.iter().enumerate() {
@@ -98,7 +97,7 @@ pub(super) fn run<F: Forward>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh::{MeshError, MeshStatus};
+    use mesh::MeshStatus;
 
     const RULES: StepRules = StepRules {
         mixes_prefill_with_decode: false,
