@@ -54,9 +54,10 @@ pub enum LoadError {
 
 /// Mesh, weights and KV cache of one model. Owned by the engine's thread.
 pub struct Runner<M: Mesh> {
-    mesh: M,
+    // What lies on the mesh goes before the mesh does.
     model: Llama<M>,
     cache: M::KvCache,
+    mesh: M,
     config: LlamaConfig,
     plan: ShardPlan,
     kv_cache: KvCacheShape,

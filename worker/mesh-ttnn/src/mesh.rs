@@ -46,7 +46,6 @@ pub struct TtnnOptions {
 /// before they cross chips. A row of a decode does not depend on the others; a
 /// prompt computed in chunks agrees with a whole one within rounding.
 pub struct TtnnMesh<O: Ops> {
-    pub(crate) chips: Chips<O>,
     pub(crate) cache: WeightCache,
     pub(crate) without_weights: bool,
     device: String,
@@ -64,6 +63,8 @@ pub struct TtnnMesh<O: Ops> {
     recording: Option<TraceId>,
     begun: Instant,
     status: MeshStatus,
+    /// Last, so that the devices close after all that lies on them has gone.
+    pub(crate) chips: Chips<O>,
 }
 
 /// Memory that every decode step reads.
