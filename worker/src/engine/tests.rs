@@ -93,6 +93,10 @@ async fn requests_are_answered_and_the_thread_ends_with_its_handles() {
     let status = handle.status();
     assert_eq!((status.load.running, status.load.waiting), (0, 0));
     assert!(!handle.has_work());
+    // What comes after the last step does not hide it.
+    handle.cancel(last).await.unwrap();
+    assert_eq!(handle.cancel_all().await, Ok(0));
+    assert_eq!(handle.status().timing.decode_tokens, 1);
     drop(handle);
     tokio::task::spawn_blocking(|| thread.join()).await.unwrap();
     while client.events.recv().await.is_some() {}

@@ -36,6 +36,8 @@ pub struct Engine<F> {
     /// Only to sleep on: channels and a timer at once.
     runtime: Runtime,
     step: u64,
+    /// Of the latest step, which turns without one leave as it was.
+    latest: StepTiming,
     failure: Option<Arc<str>>,
     stopped: bool,
 }
@@ -95,6 +97,7 @@ impl<F: Forward + 'static> Engine<F> {
             cache_events,
             runtime,
             step: 0,
+            latest: StepTiming::default(),
             failure: None,
             stopped: false,
         };
@@ -224,7 +227,8 @@ impl<F: Forward> Engine<F> {
             }
         };
         let step = start.elapsed();
-        self.deliver(StepTiming { step, forward, prefill_tokens, decode_tokens }, early);
+        self.latest = StepTiming { step, forward, prefill_tokens, decode_tokens };
+        self.deliver(self.latest, early);
         true
     }
 
@@ -278,7 +282,7 @@ impl<F: Forward> Engine<F> {
         self.status.send_replace(EngineStatus {
             step: self.step,
             load: self.state.load(),
-            timing,
+            timing: self.latest,
             totals: self.state.totals(),
             failure: self.failure.clone(),
             mesh: self.stepper.mesh_status(),
