@@ -1,10 +1,13 @@
 //! From a chat request to the chips and back, and how that ends.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use integration_tests::http::Client;
-use integration_tests::sandbox::{Layout, PATIENCE, Process, Sandbox};
+use integration_tests::sandbox::{Layout, PATIENCE, Process, Sandbox, pause};
+use proto::v1::worker_client::WorkerClient;
+use proto::v1::{DescribeRequest, DescribeResponse};
 use serde_json::{Value, json};
+use tonic::transport::Endpoint;
 
 use crate::place::{ON_T3K, environment, model};
 
@@ -13,7 +16,8 @@ const RUNNING: &str = "llama_mesh_num_requests_running";
 
 fn start(scratch: &tempfile::TempDir) -> Sandbox {
     let model = model(scratch.path()).display().to_string();
-    let mut layout = Layout::default().model(&model).worker(&ON_T3K);
+    let metrics = ["--metrics-listen", "127.0.0.1:0"];
+    let mut layout = Layout::default().model(&model).worker(&ON_T3K).worker(&metrics);
     for (name, value) in environment("t3k.yaml", scratch.path()) {
         layout = layout.env(&name, &value);
     }
@@ -40,6 +44,62 @@ async fn answer(client: &Client, body: &Value) -> Value {
 
 fn tokens(reply: &Value) -> &Vec<Value> {
     reply["choices"][0]["token_ids"].as_array().expect("token ids were asked for")
+}
+
+/// What the worker's own endpoint shows, once `wanted` is in it.
+async fn metrics_with(worker: &mut Process, wanted: &str) -> String {
+    let line = worker.line_starting_with("listening ");
+    let address = line.rsplit_once("metrics=").expect("it says where").1;
+    let client = Client::new(address.parse().expect("an address"));
+    let started = Instant::now();
+    loop {
+        let reply = client.get("/metrics").await.expect("answers");
+        let metrics = String::from_utf8_lossy(&reply.body).into_owned();
+        if metrics.contains(wanted) {
+            return metrics;
+        }
+        assert!(started.elapsed() < PATIENCE, "{wanted} is not in {metrics}");
+        pause();
+    }
+}
+
+/// The first sample of a metric.
+fn sample(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(name)).expect(name);
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+async fn describe(socket: &std::path::Path) -> DescribeResponse {
+    let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()));
+    let channel = endpoint.expect("an address").connect().await.expect("it listens");
+    let described = WorkerClient::new(channel).describe(DescribeRequest {}).await;
+    described.expect("it is ready").into_inner()
+}
+
+#[test]
+fn a_worker_says_what_it_runs_on_and_where_its_steps_go() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let mut sandbox = start(&scratch);
+    let client = sandbox.client();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let described = describe(&sandbox.sockets[0]).await;
+        let device = described.device.expect("a device");
+        assert_eq!((device.name.as_str(), device.mesh_shape.as_slice()), ("T3K", &[1, 8][..]));
+        assert_eq!(device.simulates, "");
+        let rules = described.step_rules.expect("a card has rules");
+        assert!(!rules.mixes_prefill_with_decode && rules.chooses);
+        assert_eq!((rules.max_prefill_seqs, rules.decode_rows), (Some(1), Some(32)));
+
+        answer(&client, &request(30, &json!({ "temperature": 0 }))).await;
+        let metrics = metrics_with(&mut sandbox.workers[0], "phase=\"decode\"").await;
+        assert!(sample(&metrics, "llama_mesh_worker_device_programs ") > 10.0, "{metrics}");
+        assert!(sample(&metrics, "llama_mesh_worker_device_kernels ") > 10.0, "{metrics}");
+        for part in ["inputs", "dispatch", "read"] {
+            let labels = format!("phase=\"decode\",part=\"{part}\"");
+            assert!(metrics.contains(&labels), "{labels} is not in {metrics}");
+        }
+    });
 }
 
 #[test]
@@ -102,7 +162,7 @@ fn a_killed_worker_is_replaced_on_the_same_board() {
     worker.line_starting_with("ready ");
     runtime.block_on(async {
         let body = request(4, &json!({ "temperature": 0 }));
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         loop {
             let reply = client.post("/v1/chat/completions", &body).await.expect("answers");
             if reply.status == 200 {
@@ -110,7 +170,7 @@ fn a_killed_worker_is_replaced_on_the_same_board() {
                 break;
             }
             assert!(started.elapsed() < PATIENCE, "the gateway does not find it again");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            pause();
         }
     });
 }
