@@ -4,6 +4,8 @@
 //! an integer magnitude of 7 bits ([`Format::Bfp8`]) or 3 bits
 //! ([`Format::Bfp4`]): (−1)^s · magnitude · 2^(E − 127 − (bits − 1)).
 
+use crate::Isa;
+use crate::lanes::{Lanes, simd_entry};
 use crate::packed::Format;
 
 /// Values that share an exponent.
@@ -41,6 +43,7 @@ pub(crate) fn magnitude_bits(format: Format) -> u32 {
 ///
 /// # Panics
 /// If `format` is not a block float.
+#[inline(always)]
 #[must_use]
 pub fn encode_group(format: Format, values: &[f32; GROUP]) -> Group {
     let bits = magnitude_bits(format);
@@ -98,9 +101,40 @@ pub fn tile_bytes(format: Format) -> usize {
     GROUPS_PER_TILE + codes
 }
 
+simd_entry! {
+    /// Packs one 32×32 tile of row-major `values` the way ttnn stores it: 64
+    /// exponents, then the codes, both over its four 16×16 faces. bfp4 has the
+    /// even column in the low nibble. `out` is [`tile_bytes`] long.
+    ///
+    /// # Panics
+    /// If `out` has another length, or `format` is not a block float.
+    pub fn encode_tile(values: &[f32; TILE * TILE], format: Format, out: &mut [u8]) = tile
+}
+
+#[inline(always)]
+fn tile<L: Lanes>(values: &[f32; TILE * TILE], format: Format, out: &mut [u8]) {
+    assert_eq!(out.len(), tile_bytes(format), "a tile of {format:?}");
+    let (exponents, codes) = out.split_at_mut(GROUPS_PER_TILE);
+    for (idx, exponent) in exponents.iter_mut().enumerate() {
+        let (row, first_col) = group_origin(idx);
+        let start = row * TILE + first_col;
+        let values = values[start..].first_chunk().expect("a tile is whole groups");
+        let group = encode_group(format, values);
+        *exponent = group.exponent;
+        if format == Format::Bfp8 {
+            codes[idx * GROUP..][..GROUP].copy_from_slice(&group.codes);
+        } else {
+            let pairs = group.codes.as_chunks::<2>().0;
+            let codes = &mut codes[idx * GROUP / 2..][..GROUP / 2];
+            for (code, [low, high]) in codes.iter_mut().zip(pairs) {
+                *code = low | (high << 4);
+            }
+        }
+    }
+}
+
 /// Packs a `[rows, cols]` matrix the way ttnn stores a tensor: 32×32 tiles in
-/// row-major order, zero padded; each tile is 64 exponents, then the codes,
-/// both over its four 16×16 faces. bfp4 has the even column in the low nibble.
+/// row-major order, zero padded, each as by [`encode_tile`].
 ///
 /// # Panics
 /// If `values` is not `rows * cols` long, or `format` is not a block float.
@@ -108,27 +142,14 @@ pub fn tile_bytes(format: Format) -> usize {
 pub fn encode_tiles(values: &[f32], rows: usize, cols: usize, format: Format) -> Vec<u8> {
     assert_eq!(values.len(), rows * cols, "values are [rows, cols]");
     let num_tiles = rows.div_ceil(TILE) * cols.div_ceil(TILE);
-    let mut out = Vec::with_capacity(num_tiles * tile_bytes(format));
-    for (tile_row, tile_col) in tile_origins(rows, cols) {
-        let groups: [Group; GROUPS_PER_TILE] = std::array::from_fn(|idx| {
-            let (row, first_col) = group_origin(idx);
-            let (row, first_col) = (tile_row + row, tile_col + first_col);
-            let group = std::array::from_fn(|i| {
-                let inside = row < rows && first_col + i < cols;
-                if inside { values[row * cols + first_col + i] } else { 0.0 }
-            });
-            encode_group(format, &group)
+    let mut out = vec![0; num_tiles * tile_bytes(format)];
+    let tiles = out.chunks_exact_mut(tile_bytes(format));
+    for ((tile_row, tile_col), out) in tile_origins(rows, cols).zip(tiles) {
+        let tile = std::array::from_fn(|idx| {
+            let (row, col) = (tile_row + idx / TILE, tile_col + idx % TILE);
+            if row < rows && col < cols { values[row * cols + col] } else { 0.0 }
         });
-        out.extend(groups.iter().map(|group| group.exponent));
-        for group in &groups {
-            if format == Format::Bfp8 {
-                out.extend(group.codes);
-            } else {
-                out.extend(
-                    group.codes.as_chunks::<2>().0.iter().map(|[low, high]| low | (high << 4)),
-                );
-            }
-        }
+        encode_tile(Isa::detect(), &tile, format, out);
     }
     out
 }
@@ -173,4 +194,31 @@ fn tile_origins(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)
 fn group_origin(idx: usize) -> (usize, usize) {
     let face = idx / FACE;
     ((face / 2) * FACE + idx % FACE, (face % 2) * FACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Any bits at all: infinities, NaNs and denormals too.
+        #[test]
+        fn a_tile_has_the_same_bytes_on_every_isa(
+            values in prop::collection::vec(any::<u32>().prop_map(f32::from_bits), TILE * TILE),
+        ) {
+            let values: [f32; TILE * TILE] = values.try_into().expect("a tile");
+            for format in [Format::Bfp8, Format::Bfp4] {
+                let packed = |isa| {
+                    let mut out = vec![0; tile_bytes(format)];
+                    encode_tile(isa, &values, format, &mut out);
+                    out
+                };
+                let expected = packed(Isa::Scalar);
+                for isa in Isa::available() {
+                    prop_assert!(packed(isa) == expected, "{isa:?}");
+                }
+            }
+        }
+    }
 }
