@@ -21,6 +21,7 @@ pub mod layout;
 mod load;
 mod mesh;
 pub mod ops;
+pub mod packing;
 #[cfg(feature = "ttnn")]
 pub mod python;
 mod readback;

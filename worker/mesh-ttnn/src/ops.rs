@@ -14,7 +14,7 @@ use mesh::MeshError;
 
 use crate::spec::{
     ComputeConfig, DataType, HostMatrix, Layout, LinearConfig, MemoryConfig, NormConfig,
-    SdpaConfig, Shape,
+    SdpaConfig, Shape, Spread,
 };
 
 /// Result of an operation; [`MeshError::Device`] unless said otherwise.
@@ -101,6 +101,20 @@ pub trait Ops {
     fn pack(&mut self, matrix: HostMatrix) -> Result<Self::HostTensor>;
     /// `ttnn.dump_tensor`, a `.tensorbin` file.
     fn dump(&mut self, tensor: &Self::HostTensor, path: &Path) -> Result<()>;
+    /// What stands before the packed parts in the file of a tensor of tiles,
+    /// `shape` over all chips, so that a file can be written without the
+    /// package. None where it has to write it: of this tensor, or at all.
+    /// `scratch`, a name in `.tensorbin`, may be written, and is gone afterwards.
+    fn file_header(
+        &mut self,
+        shape: Shape,
+        dtype: DataType,
+        spread: Spread,
+        scratch: &Path,
+    ) -> Result<Option<Vec<u8>>> {
+        let _ = (shape, dtype, spread, scratch);
+        Ok(None)
+    }
     /// `ttnn.load_tensor`: maps the file.
     fn load(&mut self, path: &Path) -> Result<Self::HostTensor>;
     /// `ttnn.to_device`.

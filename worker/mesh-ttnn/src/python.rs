@@ -19,6 +19,7 @@ mod open;
 mod operations;
 mod options;
 mod tensor;
+mod tensorbin;
 mod traces;
 
 use std::collections::HashMap;
@@ -36,8 +37,9 @@ pub use self::tensor::{HostTensor, Tensor};
 use self::interpreter::Environment;
 use self::objects::Objects;
 use self::options::{Options, OptionsCache};
+use self::tensorbin::Template;
 use crate::ops::Result;
-use crate::spec::Grid;
+use crate::spec::{DataType, Grid, Spread};
 
 /// A mesh of Tenstorrent chips through `ttnn`, closed when it goes.
 pub struct TtnnOps {
@@ -51,6 +53,8 @@ pub struct TtnnOps {
     /// Functions by their names below `ttnn`.
     functions: HashMap<&'static str, Py<PyAny>>,
     options: OptionsCache,
+    /// Headers of files; None where the package writes them otherwise than we know.
+    templates: HashMap<(DataType, Spread), Option<Template>>,
     /// Recorded commands, by our number.
     traces: HashMap<u32, Py<PyAny>>,
     next_trace: u32,

@@ -217,3 +217,9 @@ fn a_packed_file_comes_back_and_goes_to_the_chip() {
     let _alone = devices::alone();
     files::come_back(&mut open());
 }
+
+#[test]
+fn a_file_that_we_write_is_the_packages_own() {
+    let _alone = devices::alone();
+    files::written_as_by_the_package(&mut open());
+}

@@ -58,3 +58,9 @@ fn packed_files_hold_the_parts_of_both_chips() {
     files::packed_as_by_us(&mut ops);
     files::come_back(&mut ops);
 }
+
+#[test]
+fn a_file_that_we_write_is_the_packages_own() {
+    let _alone = devices::alone();
+    files::written_as_by_the_package(&mut tensors::open("n300", 2, Dispatch::Worker));
+}

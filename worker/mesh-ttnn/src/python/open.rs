@@ -79,6 +79,7 @@ impl TtnnOps {
             environment,
             functions: Default::default(),
             options: OptionsCache::default(),
+            templates: Default::default(),
             traces: Default::default(),
             next_trace: 0,
             user_ids: None,

@@ -12,7 +12,7 @@ use crate::ops::{
 };
 use crate::spec::{
     ComputeConfig, DataType, HostMatrix, Layout, LinearConfig, MemoryConfig, NormConfig,
-    SdpaConfig, Shape,
+    SdpaConfig, Shape, Spread,
 };
 
 /// Candidates of each chip that sampling chooses from.
@@ -57,6 +57,16 @@ impl Ops for TtnnOps {
 
     fn dump(&mut self, tensor: &HostTensor, path: &Path) -> Result<()> {
         self.dump_tensor(tensor, path)
+    }
+
+    fn file_header(
+        &mut self,
+        shape: Shape,
+        dtype: DataType,
+        spread: Spread,
+        scratch: &Path,
+    ) -> Result<Option<Vec<u8>>> {
+        self.header_of_file(shape, dtype, spread, scratch)
     }
 
     fn load(&mut self, path: &Path) -> Result<HostTensor> {

@@ -7,6 +7,7 @@ use half::bf16;
 use kernels::Format;
 use kernels::bfp::encode_tiles;
 use mesh_ttnn::ops::Ops;
+use mesh_ttnn::packing::Packing;
 use mesh_ttnn::python::TtnnOps;
 use mesh_ttnn::spec::{DataType, HostData, HostMatrix, Layout, MemoryConfig, Spread};
 
@@ -138,4 +139,60 @@ pub(crate) fn come_back(ops: &mut TtnnOps) {
     };
     let other = ops.pack(other).unwrap();
     assert!(ops.write(&other, &tensor).is_err());
+}
+
+/// Rows and columns of a chip's part: whole tiles or not, one tile, more than
+/// are packed at a time.
+const PARTS: [[usize; 2]; 6] = [[32, 32], [96, 160], [33, 50], [256, 64], [1184, 96], [640, 1056]];
+
+/// A file that we write is the package's own, byte for byte, however the tensor
+/// lies on the chips; and what is mapped of it has its shape.
+pub(crate) fn written_as_by_the_package(ops: &mut TtnnOps) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for dtype in [DataType::BFloat8B, DataType::BFloat4B] {
+        for spread in [Spread::Replicated, Spread::Cut(2), Spread::Cut(3)] {
+            for part in PARTS {
+                let mut shape = [1, 1, part[0], part[1]];
+                if let Spread::Cut(axis) = spread {
+                    shape[axis] *= ops.num_chips();
+                }
+                let mut values = values(shape.iter().product());
+                // Infinities, NaNs, denormals: one of each bit pattern.
+                for (idx, value) in values.iter_mut().skip(512).step_by(3).enumerate() {
+                    *value = bf16::from_bits((idx as u16).wrapping_mul(40_503));
+                }
+                let layout = Layout::Tile;
+                let matrix = HostMatrix { shape, ..matrix(&values, dtype, layout, spread) };
+                let header =
+                    ops.file_header(shape, dtype, spread, &path("scratch.tensorbin")).unwrap();
+                let mut ours = header.expect("the format of the files is known");
+                let packing = Packing::new(&matrix, ops.num_chips()).unwrap();
+                packing.write(&mut ours).unwrap();
+
+                let packed = ops.pack(matrix).unwrap();
+                ops.dump(&packed, &path("theirs.tensorbin")).unwrap();
+                let theirs = fs::read(path("theirs.tensorbin")).unwrap();
+                assert!(ours == theirs, "{dtype:?} {spread:?} {part:?}");
+
+                fs::write(path("ours.tensorbin"), &ours).unwrap();
+                let loaded = ops.load(&path("ours.tensorbin")).unwrap();
+                let tensor = ops.to_device(&loaded, &MemoryConfig::DRAM).unwrap();
+                assert_eq!(ops.shape(&tensor), [1, 1, part[0], part[1]]);
+            }
+        }
+    }
+    assert!(!path("scratch.tensorbin").exists());
+    // Not block floats, and not to be cut.
+    for (shape, dtype, spread) in [
+        ([1, 1, 32, 32], DataType::BFloat16, Spread::Replicated),
+        ([1, 2, 32, 32], DataType::BFloat8B, Spread::Replicated),
+        ([1, 1, 0, 32], DataType::BFloat8B, Spread::Replicated),
+        ([1, 1, 32, 32], DataType::BFloat8B, Spread::Cut(1)),
+    ] {
+        assert_eq!(
+            ops.file_header(shape, dtype, spread, &path("scratch.tensorbin")).unwrap(),
+            None
+        );
+    }
 }
