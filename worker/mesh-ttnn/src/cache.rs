@@ -5,19 +5,25 @@
 //! renamed. What does not match what is asked for, or is damaged, is made anew.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use mesh::{MeshError, WeightCacheUse};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::ops::Ops;
+use crate::packing::Packing;
 use crate::spec::HostMatrix;
 
 /// Changes when the same weights would be laid out in another way.
 const LAYOUT_VERSION: u32 = 1;
 const MANIFEST: &str = "manifest.json";
+/// Not the name of a weight's file, which ends in its format before this.
+const SCRATCH: &str = "scratch.tensorbin";
 
 /// Where a model's prepared weights are kept, and what they depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,18 +116,19 @@ impl WeightCache {
         if let Self::Reading(path) = self {
             return ops.load(&path.join(file));
         }
-        let tensor = ops.pack(make()?)?;
+        let matrix = make()?;
         if let Self::Writing(writing) = self {
-            let path = writing.partial.join(&file);
-            let kept = ops.dump(&tensor, &path).map_err(|error| error.to_string()).and_then(|()| {
-                let (bytes, hash) = digest(&path).map_err(|error| error.to_string())?;
-                writing.manifest.files.push(CachedFile { name: file, bytes, hash });
-                Ok(())
-            });
-            if let Err(error) = kept {
-                tracing::warn!(path = %path.display(), error, "weights are not kept");
-                self.give_up();
+            match writing.write(ops, &file, &matrix) {
+                Ok(Some(tensor)) => return Ok(tensor),
+                Ok(None) => {}
+                Err(error) => self.give_up(&file, &error),
             }
+        }
+        let tensor = ops.pack(matrix)?;
+        if let Self::Writing(writing) = self
+            && let Err(error) = writing.dump(ops, &file, &tensor)
+        {
+            self.give_up(&file, &error);
         }
         Ok(tensor)
     }
@@ -141,13 +148,54 @@ impl WeightCache {
         }
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&mut self, file: &str, error: &str) {
+        tracing::warn!(file, error, "weights are not kept");
         // Dropped, and removed with it.
         *self = Self::Off;
     }
 }
 
 impl Writing {
+    /// Packs `matrix` with all threads into `file`, and maps it. None for what
+    /// only the operations can pack.
+    fn write<O: Ops>(
+        &mut self,
+        ops: &mut O,
+        file: &str,
+        matrix: &HostMatrix,
+    ) -> Result<Option<O::HostTensor>, String> {
+        let Some(packing) = Packing::new(matrix, ops.num_chips()) else { return Ok(None) };
+        let &HostMatrix { shape, dtype, spread, .. } = matrix;
+        let scratch = self.partial.join(SCRATCH);
+        let header = match ops.file_header(shape, dtype, spread, &scratch) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                tracing::warn!(file, %error, "a weight is packed with one thread");
+                return Ok(None);
+            }
+        };
+        let path = self.partial.join(file);
+        let (bytes, hash) = write_packed(&path, &header, packing).map_err(|e| e.to_string())?;
+        let tensor = ops.load(&path).map_err(|error| error.to_string())?;
+        self.manifest.files.push(CachedFile { name: file.to_owned(), bytes, hash });
+        Ok(Some(tensor))
+    }
+
+    /// Writes what the operations have packed into `file`.
+    fn dump<O: Ops>(
+        &mut self,
+        ops: &mut O,
+        file: &str,
+        tensor: &O::HostTensor,
+    ) -> Result<(), String> {
+        let path = self.partial.join(file);
+        ops.dump(tensor, &path).map_err(|error| error.to_string())?;
+        let (bytes, hash) = digest(&path).map_err(|error| error.to_string())?;
+        self.manifest.files.push(CachedFile { name: file.to_owned(), bytes, hash });
+        Ok(())
+    }
+
     fn complete(&self) -> io::Result<()> {
         let manifest = self.partial.join(MANIFEST);
         fs::write(&manifest, serde_json::to_vec_pretty(&self.manifest)?)?;
@@ -191,14 +239,34 @@ fn verify(path: &Path, wanted: &Manifest) -> Result<(), String> {
     if (Manifest { files: Vec::new(), ..found.clone() }) != *wanted {
         return Err("made of another checkpoint, or in other formats".into());
     }
-    for file in &found.files {
-        let (bytes, hash) =
-            digest(&path.join(&file.name)).map_err(|error| format!("{}: {error}", file.name))?;
-        if (bytes, hash) != (file.bytes, file.hash) {
-            return Err(format!("{} is damaged", file.name));
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    check(path, &found.files, threads)
+}
+
+/// Compares every file with its hash, `threads` files at a time. Says which
+/// differs, if one does.
+fn check(path: &Path, files: &[CachedFile], threads: usize) -> Result<(), String> {
+    let next = AtomicUsize::new(0);
+    let some_of_them = || {
+        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let same = digest(&path.join(&file.name))
+                .map_err(|error| format!("{}: {error}", file.name))
+                .map(|found| found == (file.bytes, file.hash));
+            if same != Ok(true) {
+                // The others need not be read.
+                next.store(files.len(), Ordering::Relaxed);
+                return same.and(Err(format!("{} is damaged", file.name)));
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let readers: Vec<_> =
+            (0..threads.min(files.len())).map(|_| scope.spawn(some_of_them)).collect();
+        readers.into_iter().try_for_each(|reader| {
+            reader.join().unwrap_or_else(|_| Err("reading it panicked".to_owned()))
+        })
+    })
 }
 
 /// Length and hash of a file.
@@ -218,8 +286,90 @@ fn digest(path: &Path) -> io::Result<(u64, u64)> {
     }
 }
 
+/// Writes a header and what `packing` gives; length and hash of all of it.
+fn write_packed(path: &Path, header: &[u8], packing: Packing<'_>) -> io::Result<(u64, u64)> {
+    let mut out = Hashed { file: File::create(path)?, hash: Xxh3::new(), bytes: 0 };
+    out.write_all(header)?;
+    packing.write(&mut out)?;
+    Ok((out.bytes, out.hash.digest()))
+}
+
+/// A file whose hash is known once it is written.
+struct Hashed {
+    file: File,
+    hash: Xxh3,
+    bytes: u64,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// A tensor's name without what a path could take for something else.
 fn file_name(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-+".contains(c) { c } else { '_' };
     name.chars().map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::spec::{DataType, HostData, Layout, Spread};
+
+    #[test]
+    fn a_file_that_is_written_has_the_hash_that_is_read() {
+        let matrix = HostMatrix {
+            shape: [1, 1, 96, 64],
+            rank: 4,
+            data: HostData::BFloat16((0..96 * 64).map(|v| bf16::from_f32(v as f32)).collect()),
+            dtype: DataType::BFloat4B,
+            layout: Layout::Tile,
+            spread: Spread::Cut(3),
+        };
+        let packing = Packing::new(&matrix, 2).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        let written = write_packed(&path, b"header", packing).unwrap();
+        assert_eq!(written, digest(&path).unwrap());
+        let mut expected = b"header".to_vec();
+        packing.write(&mut expected).unwrap();
+        assert!(fs::read(&path).unwrap() == expected);
+        assert!(write_packed(&folder.path().join("no/folder"), b"", packing).is_err());
+    }
+
+    #[test]
+    fn one_damaged_file_of_many_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files: Vec<_> = (0..20)
+            .map(|idx| {
+                let name = format!("{idx}.tensorbin");
+                let path = folder.path().join(&name);
+                fs::write(&path, [idx; 100]).unwrap();
+                let (bytes, hash) = digest(&path).unwrap();
+                CachedFile { name, bytes, hash }
+            })
+            .collect();
+        for threads in [1, 3, 50] {
+            assert_eq!(check(folder.path(), &files, threads), Ok(()));
+            for damaged in [0, 13, 19] {
+                files[damaged].hash ^= 1;
+                let found = check(folder.path(), &files, threads);
+                assert_eq!(found, Err(format!("{damaged}.tensorbin is damaged")));
+                files[damaged].hash ^= 1;
+            }
+        }
+        fs::remove_file(folder.path().join("7.tensorbin")).unwrap();
+        assert!(check(folder.path(), &files, 3).unwrap_err().starts_with("7.tensorbin: "));
+    }
 }
