@@ -38,5 +38,6 @@ mod weight;
 pub use cache::WeightCacheDir;
 pub use kv_cache::{KvCache, Rope};
 pub use mesh::{TtnnMesh, TtnnOptions};
+pub use record::MAX_RECORDS;
 pub use tensor::Tensor;
 pub use weight::{Gain, Linear, Weight};

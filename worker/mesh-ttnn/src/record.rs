@@ -17,9 +17,10 @@ pub(crate) enum Ending {
     Drawn,
 }
 
-impl Ending {
-    const COUNT: usize = 3;
+/// Most records that a mesh keeps at once: one of each kind of decode step.
+pub const MAX_RECORDS: usize = 3;
 
+impl Ending {
     pub(crate) fn of(batch: &StepBatch) -> Self {
         match &batch.choices {
             None => Self::Logits,
@@ -47,7 +48,7 @@ pub(crate) enum Record<T> {
 }
 
 /// The records of decode steps.
-pub(crate) struct Records<T>([Record<T>; Ending::COUNT]);
+pub(crate) struct Records<T>([Record<T>; MAX_RECORDS]);
 
 impl<T> Default for Records<T> {
     fn default() -> Self {

@@ -10,7 +10,7 @@ use mesh::{MeshDescription, MeshError, MeshStatus, StepBatch, StepOutput, Weight
 use mesh_ttnn::board::{self, BoardLock};
 use mesh_ttnn::layout::{Chip, prefill_lengths};
 use mesh_ttnn::python::{self, OpenOptions, TtnnOps};
-use mesh_ttnn::{TtnnMesh, TtnnOptions, WeightCacheDir};
+use mesh_ttnn::{MAX_RECORDS, TtnnMesh, TtnnOptions, WeightCacheDir};
 
 use super::opened::Opened;
 use super::{LoadStage, Loaded, warm_up};
@@ -22,8 +22,9 @@ use crate::owner_thread::OwnerThread;
 use crate::sizing::{self, HostMemory};
 use crate::weight_cache;
 
-/// DRAM of a chip for recorded steps, as the plan of a device has it.
-const TRACE_REGION_BYTES: usize = Device::TRACE_REGION_BYTES as usize;
+/// DRAM of a chip for recorded steps. The published size is that of one; a plan
+/// leaves more of the banks unused than the others take.
+const TRACE_REGION_BYTES: usize = MAX_RECORDS * Device::TRACE_REGION_BYTES as usize;
 
 /// The device, and the lock that keeps others off it until it is closed.
 struct Card {
