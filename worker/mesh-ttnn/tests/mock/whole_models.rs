@@ -7,7 +7,7 @@ use llama::{
     Checkpoint, DTypePolicy, DevicePlan, Llama3Size, LlamaConfig, LoadError, LoadOptions,
     Optimizations, Workload,
 };
-use mesh::{Choice, MeshError, SequenceSlice, StepBatch, WeightCacheUse};
+use mesh::{Choice, DType, DenseMatrix, Mesh, MeshError, SequenceSlice, StepBatch, WeightCacheUse};
 use mesh_ttnn::WeightCacheDir;
 
 use crate::devices;
@@ -190,4 +190,26 @@ pub(crate) fn check_weight_cache(place: Place) {
     let tensors = files.filter(|name| name.to_string_lossy().ends_with(".tensorbin")).count();
     // Two layers of five matrices and two gains; embedding, last gain, LM head.
     assert_eq!(tensors, 2 * 7 + 3);
+    check_lost_folder(place);
+}
+
+/// Where a file cannot be written any more, weights are packed without one.
+fn check_lost_folder(place: Place) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("performance");
+    let cache = WeightCacheDir { path, checkpoint: String::new(), policy: String::new() };
+    let mut mesh = Model::mesh(place, Some(cache));
+    let weight = |name: &str| DenseMatrix::new(name, 512, vec![0.5; 512 * 512]);
+    let files = |path: &Path| -> Vec<_> {
+        std::fs::read_dir(path).unwrap().map(|file| file.unwrap().path()).collect()
+    };
+    mesh.load_row_parallel(&weight("first"), DType::Bfp8).unwrap();
+    let [partial] = files(directory.path()).try_into().expect("one folder");
+    assert_eq!(files(&partial).len(), 1);
+    std::fs::remove_dir_all(&partial).unwrap();
+    for (name, dtype) in [("second", DType::Bfp8), ("third", DType::Bfp4)] {
+        mesh.load_row_parallel(&weight(name), dtype).unwrap();
+    }
+    assert_eq!(mesh.finish_loading().unwrap(), WeightCacheUse::Unused);
+    assert_eq!(files(directory.path()).len(), 0);
 }
