@@ -13,7 +13,7 @@ mod whole_models;
 use llama::{Device, Llama3Size};
 use mesh_ttnn::python::Dispatch;
 use model::Place;
-use whole_models::{check, check_memory, check_operations, check_weight_cache};
+use whole_models::{check, check_long_context, check_memory, check_operations, check_weight_cache};
 
 const PLACE: Place =
     Place { cluster: "n150", device: Device::N150, dispatch: Dispatch::Ethernet, grid_rows: 8 };
@@ -53,4 +53,9 @@ fn memory_is_refused_before_it_runs_out() {
 #[test]
 fn weights_are_mapped_from_the_second_start_on() {
     check_weight_cache(PLACE);
+}
+
+#[test]
+fn a_context_of_128k_runs_to_its_end() {
+    check_long_context(PLACE, Llama3Size::B1);
 }

@@ -30,6 +30,22 @@ pub(crate) struct Place {
     pub(crate) grid_rows: usize,
 }
 
+/// How long sequences may be, and how many there may be of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) max_model_len: usize,
+    pub(crate) kv_blocks: usize,
+}
+
+impl Room {
+    pub(crate) const OF_MOST_TESTS: Self =
+        Self { max_model_len: MAX_MODEL_LEN, kv_blocks: NUM_BLOCKS };
+
+    pub(crate) fn of_blocks(kv_blocks: usize) -> Self {
+        Self { kv_blocks, ..Self::OF_MOST_TESTS }
+    }
+}
+
 /// A model of real size, whose weights are memory and nothing else.
 pub(crate) struct Model {
     pub(crate) runner: Runner<TtnnMesh<TtnnOps>>,
@@ -38,23 +54,22 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn load(place: Place, size: Llama3Size, config: &LlamaConfig) -> Self {
-        Self::try_load(place, size, config, NUM_BLOCKS).expect("the model loads")
+        Self::try_load(place, size, config, Room::OF_MOST_TESTS).expect("the model loads")
     }
 
-    /// With a KV cache of that many blocks.
     pub(crate) fn try_load(
         place: Place,
         size: Llama3Size,
         config: &LlamaConfig,
-        kv_blocks: usize,
+        room: Room,
     ) -> Result<Self, LoadError> {
         let directory = tempfile::tempdir().expect("a directory");
         hollow::write_hugging_face(config, directory.path()).expect("it is written");
         let checkpoint = Checkpoint::open(directory.path()).expect("it opens");
         let load = LoadOptions {
             policy: DTypePolicy::choose(&family::config(size), Optimizations::Performance),
-            max_model_len: MAX_MODEL_LEN,
-            kv_blocks,
+            max_model_len: room.max_model_len,
+            kv_blocks: room.kv_blocks,
             kv_block_size: BLOCK_SIZE,
         };
         Self::on(Self::mesh(place, None), &checkpoint, &load)

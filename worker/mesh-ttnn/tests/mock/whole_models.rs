@@ -11,9 +11,26 @@ use mesh::{Choice, DType, DenseMatrix, Mesh, MeshError, SequenceSlice, StepBatch
 use mesh_ttnn::WeightCacheDir;
 
 use crate::devices;
-use crate::model::{BLOCK_SIZE, MAX_MODEL_LEN, Model, Place};
+use crate::model::{BLOCK_SIZE, MAX_MODEL_LEN, Model, Place, Room};
 
 impl Model {
+    /// The last token of a sequence that has all blocks.
+    fn decode_last(&mut self, position: usize) {
+        let batch = StepBatch {
+            token_ids: vec![1],
+            sequences: vec![SequenceSlice {
+                first_row: 0,
+                num_tokens: 1,
+                first_position: position,
+                block_table: (0..(position + 1).div_ceil(BLOCK_SIZE) as u32).collect(),
+            }],
+            logit_rows: vec![0],
+            choices: Some(vec![Choice::Greedy]),
+        };
+        self.runner.forward(&batch, &mut self.out).unwrap();
+        assert_eq!(self.out.token_ids.len(), 1);
+    }
+
     /// The logits of the last 64 tokens of a prompt of 128: what evaluation asks.
     pub(crate) fn evaluate(&mut self) {
         let batch = StepBatch {
@@ -116,7 +133,7 @@ pub(crate) fn check_memory(place: Place, size: Llama3Size) {
         plan.weight_bytes() + plan.cache_bytes()
     };
     let largest = largest_that_fits(place, size);
-    let mut model = Model::try_load(place, size, &config, largest).unwrap();
+    let mut model = Model::try_load(place, size, &config, Room::of_blocks(largest)).unwrap();
     let found = model.ops().dram_use().unwrap();
     let taken = (found.num_banks * (found.total_bytes - found.free_bytes)) as u64;
     let (planned, total) = (resident(largest), (found.num_banks * found.total_bytes) as u64);
@@ -132,8 +149,8 @@ pub(crate) fn check_memory(place: Place, size: Llama3Size) {
     let blocks_of = |bytes: u64| (bytes / (resident(largest + 1) - resident(largest))) as usize;
     let last = largest + blocks_of(total - planned);
     let slack = last / 100;
-    drop(Model::try_load(place, size, &config, last - slack).unwrap());
-    match Model::try_load(place, size, &config, last + slack) {
+    drop(Model::try_load(place, size, &config, Room::of_blocks(last - slack)).unwrap());
+    match Model::try_load(place, size, &config, Room::of_blocks(last + slack)) {
         Err(LoadError::Mesh(MeshError::DoesNotFit(message))) => {
             assert!(message.contains("Out of Memory"), "{message}");
         }
@@ -212,4 +229,19 @@ fn check_lost_folder(place: Place) {
     }
     assert_eq!(mesh.finish_loading().unwrap(), WeightCacheUse::Unused);
     assert_eq!(files(directory.path()).len(), 0);
+}
+
+/// A context of 128k: its last chunks, chunks longer than a product takes at
+/// once, and its last token.
+pub(crate) fn check_long_context(place: Place, size: Llama3Size) {
+    const LEN: usize = 128 * 1024;
+    let _alone = devices::alone();
+    let room = Room { max_model_len: LEN, kv_blocks: LEN / BLOCK_SIZE };
+    let mut model = Model::try_load(place, size, &family::config(size), room).unwrap();
+    for _ in 0..2 {
+        model.prefill(0, 6000);
+        model.prefill(LEN - 8192, 4096);
+        model.prefill(LEN - 4096, 4095);
+        model.decode_last(LEN - 1);
+    }
 }
