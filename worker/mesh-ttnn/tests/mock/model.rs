@@ -40,10 +40,6 @@ pub(crate) struct Room {
 impl Room {
     pub(crate) const OF_MOST_TESTS: Self =
         Self { max_model_len: MAX_MODEL_LEN, kv_blocks: NUM_BLOCKS };
-
-    pub(crate) fn of_blocks(kv_blocks: usize) -> Self {
-        Self { kv_blocks, ..Self::OF_MOST_TESTS }
-    }
 }
 
 /// A model of real size, whose weights are memory and nothing else.

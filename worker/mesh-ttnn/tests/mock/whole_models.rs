@@ -13,6 +13,12 @@ use mesh_ttnn::WeightCacheDir;
 use crate::devices;
 use crate::model::{BLOCK_SIZE, MAX_MODEL_LEN, Model, Place, Room};
 
+impl Room {
+    fn of_blocks(kv_blocks: usize) -> Self {
+        Self { kv_blocks, ..Self::OF_MOST_TESTS }
+    }
+}
+
 impl Model {
     /// The last token of a sequence that has all blocks.
     fn decode_last(&mut self, position: usize) {
