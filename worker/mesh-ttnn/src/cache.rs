@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write};
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -18,6 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::ops::Ops;
 use crate::packing::Packing;
 use crate::spec::HostMatrix;
+use crate::weight::num_threads;
 
 /// Changes when the same weights would be laid out in another way.
 const LAYOUT_VERSION: u32 = 1;
@@ -239,8 +239,7 @@ fn verify(path: &Path, wanted: &Manifest) -> Result<(), String> {
     if (Manifest { files: Vec::new(), ..found.clone() }) != *wanted {
         return Err("made of another checkpoint, or in other formats".into());
     }
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    check(path, &found.files, threads)
+    check(path, &found.files, num_threads())
 }
 
 /// Compares every file with its hash, `threads` files at a time. Says which

@@ -52,11 +52,11 @@ impl<T: Clone> SamplingInputs<T> {
         };
         let [top_k, top_p, inverse_temperature, seeds] = parameters(&[]);
         Ok(Self {
-            top_k: upload(ops, &top_k)?,
-            top_p: upload(ops, &top_p)?,
-            inverse_temperature: upload(ops, &inverse_temperature)?,
-            seeds: upload(ops, &seeds)?,
-            offsets: upload(ops, &offsets)?,
+            top_k: upload(ops, top_k)?,
+            top_p: upload(ops, top_p)?,
+            inverse_temperature: upload(ops, inverse_temperature)?,
+            seeds: upload(ops, seeds)?,
+            offsets: upload(ops, offsets)?,
         })
     }
 

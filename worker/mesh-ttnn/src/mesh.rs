@@ -221,11 +221,11 @@ impl<O: Ops> Mesh for TtnnMesh<O> {
     ) -> Result<Replicated<Self::Rope>, MeshError> {
         self.max_positions = cos.len() / (head_dim / 2);
         let ops = &mut self.chips.ops;
-        let cos = upload(ops, &doubled(cos, head_dim))?;
-        let sin = upload(ops, &doubled(sin, head_dim))?;
+        let cos = upload(ops, doubled(cos, head_dim))?;
+        let sin = upload(ops, doubled(sin, head_dim))?;
         let per_user = ops.pack(transformation(DECODE_ROWS))?;
         let decode_transformation = ops.to_device(&per_user, &self.chips.chip.users(TILE, TILE))?;
-        let prefill_transformation = upload(ops, &transformation(1))?;
+        let prefill_transformation = upload(ops, transformation(1))?;
         Ok(Replicated(Rope { cos, sin, decode_transformation, prefill_transformation }))
     }
 

@@ -5,7 +5,6 @@
 //! one after another, of each its tiles row by row.
 
 use std::io::{self, Write};
-use std::num::NonZero;
 
 use half::bf16;
 use kernels::Isa;
@@ -13,6 +12,7 @@ use kernels::bfp::{encode_tile, tile_bytes};
 use kernels::convert::f32_from_bf16;
 
 use crate::spec::{DataType, HostData, HostMatrix, Layout, Spread, TILE};
+use crate::weight::num_threads;
 
 /// What a thread packs at a time: long next to its start, short next to memory.
 const BYTES_AT_ONCE: usize = 2 << 20;
@@ -77,8 +77,7 @@ impl<'a> Packing<'a> {
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        self.write_with(threads, BYTES_AT_ONCE, out)
+        self.write_with(num_threads(), BYTES_AT_ONCE, out)
     }
 
     /// Packs with `threads` threads, `at_once` bytes at a time each, while what

@@ -22,6 +22,7 @@ mod tensor;
 mod tensorbin;
 mod traces;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -38,7 +39,7 @@ use self::interpreter::Environment;
 use self::objects::Objects;
 use self::options::{Options, OptionsCache};
 use self::tensorbin::Template;
-use crate::ops::Result;
+use crate::ops::{ProgramCounts, Result};
 use crate::spec::{DataType, Grid, Spread};
 
 /// A mesh of Tenstorrent chips through `ttnn`, closed when it goes.
@@ -60,6 +61,8 @@ pub struct TtnnOps {
     next_trace: u32,
     /// 0 to 31, for sampling: which user each core draws for.
     user_ids: Option<Tensor>,
+    /// As last counted.
+    counted: Cell<ProgramCounts>,
 }
 
 impl TtnnOps {

@@ -49,6 +49,7 @@ use crate::spec::{
     ComputeConfig, DataType, Grid, HostMatrix, Layout, LinearConfig, MemoryConfig, NormConfig,
     SdpaConfig, Shape,
 };
+use crate::weight::num_threads;
 use commands::Commands;
 use placement::Floor;
 use refusal::Op;
@@ -80,9 +81,8 @@ impl ReferenceOps {
     #[must_use]
     pub fn with_grid(num_chips: usize, grid: Grid) -> Self {
         assert!(num_chips > 0, "a mesh has at least 1 chip");
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let commands = Commands::new(num_chips, Floor { grid });
-        Self { commands, pool: Arc::new(Pool::new(threads)) }
+        Self { commands, pool: Arc::new(Pool::new(num_threads())) }
     }
 
     /// Names of the calls so far, as the package has them, in order.

@@ -87,10 +87,10 @@ impl<T: Clone> DecodeInputs<T> {
     ) -> Result<Self, MeshError> {
         let blocks = vec![table.paging.spare_block; DECODE_ROWS * table.width];
         Ok(Self {
-            ids: upload(ops, &row_of_ids(vec![0; DECODE_ROWS]))?,
-            positions: upload(ops, &positions(vec![0; DECODE_ROWS]))?,
-            rotation: upload(ops, &row_of_ids(vec![0; DECODE_ROWS]))?,
-            page_table: upload(ops, &page_table(blocks.clone(), table.width))?,
+            ids: upload(ops, row_of_ids(vec![0; DECODE_ROWS]))?,
+            positions: upload(ops, positions(vec![0; DECODE_ROWS]))?,
+            rotation: upload(ops, row_of_ids(vec![0; DECODE_ROWS]))?,
+            page_table: upload(ops, page_table(blocks.clone(), table.width))?,
             blocks,
         })
     }
@@ -167,18 +167,18 @@ pub(crate) fn prefill<O: Ops>(
     let start = i32::try_from(first_position).expect("positions are below 2³¹");
     Ok(Step {
         kind: StepKind::Prefill { rows, first_position },
-        ids: upload(ops, &row_of_ids(ids))?,
-        positions: upload(ops, &positions(vec![start]))?,
-        rotation: upload(ops, &row_of_ids(at))?,
-        page_table: upload(ops, &page_table(table.row(used).collect(), table.width))?,
-        fill_table: Some(upload(ops, &page_table(filled, width))?),
+        ids: upload(ops, row_of_ids(ids))?,
+        positions: upload(ops, positions(vec![start]))?,
+        rotation: upload(ops, row_of_ids(at))?,
+        page_table: upload(ops, page_table(table.row(used).collect(), table.width))?,
+        fill_table: Some(upload(ops, page_table(filled, width))?),
         rope: None,
     })
 }
 
 /// `matrix` in DRAM of every chip.
-pub(crate) fn upload<O: Ops>(ops: &mut O, matrix: &HostMatrix) -> Result<O::Tensor, MeshError> {
-    let packed = ops.pack(matrix.clone())?;
+pub(crate) fn upload<O: Ops>(ops: &mut O, matrix: HostMatrix) -> Result<O::Tensor, MeshError> {
+    let packed = ops.pack(matrix)?;
     ops.to_device(&packed, &MemoryConfig::DRAM)
 }
 

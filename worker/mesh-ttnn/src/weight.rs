@@ -210,7 +210,8 @@ pub(crate) fn gain(matrix: &dyn Matrix, spread: Spread) -> Result<HostMatrix, Me
     Ok(HostMatrix { shape: [1, 1, matrix.cols() / TILE, TILE], ..flat })
 }
 
-fn num_threads() -> usize {
+/// Threads that prepare weights: all of this machine.
+pub(crate) fn num_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 

@@ -1,5 +1,6 @@
 //! Opening a mesh of chips, and closing it whatever happens.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
@@ -83,6 +84,7 @@ impl TtnnOps {
             traces: Default::default(),
             next_trace: 0,
             user_ids: None,
+            counted: Cell::default(),
         };
         device.call_method0("enable_program_cache")?;
         let grid = |name: &str| -> PyResult<Grid> {

@@ -37,10 +37,13 @@ impl Ops for TtnnOps {
                 count.extract::<usize>(py)
             })
         });
-        ProgramCounts {
-            programs: programs.and_then(PyResult::ok).unwrap_or_default(),
-            kernels: self.num_kernels(),
+        let programs = programs.and_then(PyResult::ok).unwrap_or_default();
+        // Kernels are compiled for programs: without a new one the folders need
+        // not be read again, which is asked after every step.
+        if programs != self.counted.get().programs {
+            self.counted.set(ProgramCounts { programs, kernels: self.num_kernels() });
         }
+        self.counted.get()
     }
 
     fn synchronize(&mut self) -> Result<()> {
